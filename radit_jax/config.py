@@ -1,0 +1,413 @@
+"""Every option of every verb: frozen dataclasses that check themselves when made. The command line is parsed from them."""
+
+import dataclasses
+import typing
+from typing import Literal
+
+from radit_jax.errors import UserError
+
+CorpusFormat = Literal["jsonl", "squad"]
+QuestionFormat = Literal["jsonl", "squad"]
+Backend = Literal["scann", "exact"]
+Verify = Literal["full", "sizes"]
+LossName = Literal["lsr", "contrastive"]
+Method = Literal["ralt", "it"]
+TargetScore = Literal["prob", "token_prob", "log_prob", "token_log_prob"]
+Direction = Literal["retriever_to_lm", "lm_to_retriever"]
+Dtype = Literal["float32", "bfloat16"]
+EvaluationMode = Literal["retrieval", "closed_book", "gold"]
+
+
+def _at_least(config: object, name: str, low: float) -> None:
+  value = getattr(config, name)
+  if value is not None and not value >= low:
+    raise UserError(f"{type(config).__name__}.{name} = {value}: must be at least {low}")
+
+
+def _above(config: object, name: str, low: float) -> None:
+  value = getattr(config, name)
+  if not value > low:
+    raise UserError(f"{type(config).__name__}.{name} = {value}: must be greater than {low}")
+
+
+def _one_of(config: object, name: str, allowed: object) -> None:
+  """A check for library callers: the command line's parser has already refused anything else."""
+  choices = typing.get_args(allowed)
+  value = getattr(config, name)
+  if value not in choices:
+    raise UserError(f"{type(config).__name__}.{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """How an example and a passage become tokens.
+
+  Attributes:
+    style: "plain" (the paper's), "chat" (the tokenizer's own template), or the path of a text file that holds
+      {passage}, {question}, {answer} and maybe {title}.
+    max_tokens: longest row, prompt and answer together.
+    max_passage_tokens: a passage block is cut to this many tokens, whatever the question is.
+    max_answer_tokens: longest answer trained on or generated; a longer gold answer is an error, never cut.
+  """
+
+  style: str = "plain"
+  max_tokens: int = 512
+  max_passage_tokens: int = 256
+  max_answer_tokens: int = 64
+
+  def __post_init__(self) -> None:
+    _at_least(self, "max_tokens", 8)
+    _at_least(self, "max_passage_tokens", 1)
+    _at_least(self, "max_answer_tokens", 1)
+    if self.max_passage_tokens + self.max_answer_tokens >= self.max_tokens:
+      raise UserError(
+        f"PromptConfig: max_passage_tokens {self.max_passage_tokens} + max_answer_tokens {self.max_answer_tokens} "
+        f"leave no room for a question in max_tokens {self.max_tokens}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each mesh axis; -1 for data means all that are left.
+
+  Attributes:
+    data: copies of the model, each with its own rows.
+    fsdp: devices one copy's parameters and rows are spread over.
+    tensor: devices one layer's heads and hidden units are spread over.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self) -> None:
+    if self.data != -1:
+      _at_least(self, "data", 1)
+    _at_least(self, "fsdp", 1)
+    _at_least(self, "tensor", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with linear warm-up, then cosine from peak_lr to floor_lr. Defaults are the paper's for generator tuning.
+
+  Attributes:
+    peak_lr: learning rate after the warm-up.
+    floor_lr: learning rate of the last step.
+    warmup_steps: steps from 0 to peak_lr; shortened to the run's steps where it is longer.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    weight_decay: decoupled; applied to matrices, not to norms and biases.
+    max_grad_norm: gradients are scaled down to this global norm.
+  """
+
+  peak_lr: float = 1e-5
+  floor_lr: float = 1e-7
+  warmup_steps: int = 200
+  b1: float = 0.9
+  b2: float = 0.95
+  weight_decay: float = 0.1
+  max_grad_norm: float = 1.0
+
+  def __post_init__(self) -> None:
+    _above(self, "peak_lr", 0)
+    _at_least(self, "floor_lr", 0)
+    _at_least(self, "warmup_steps", 0)
+    _at_least(self, "weight_decay", 0)
+    _above(self, "max_grad_norm", 0)
+    if self.floor_lr > self.peak_lr:
+      raise UserError(f"OptimizerConfig: floor_lr {self.floor_lr} is above peak_lr {self.peak_lr}")
+    for name in ("b1", "b2"):
+      if not 0 <= getattr(self, name) < 1:
+        raise UserError(f"OptimizerConfig.{name} = {getattr(self, name)}: must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """How long to train, and what to keep.
+
+  Attributes:
+    steps: optimizer steps; None takes `epochs`.
+    epochs: passes over the data, used when steps is None.
+    batch_size: examples per step, over all devices.
+    seed: order of the examples and draw of the prompt markers.
+    log_every: steps between lines of metrics.jsonl.
+    evaluate_every: steps between dev losses and checkpoints; the best one is exported.
+    patience: stop after this many dev losses without a new best; None never stops early.
+    keep: checkpoints kept beside the best one.
+    max_nonfinite_steps: a non-finite step changes nothing; the run stops after this many of them.
+  """
+
+  steps: int | None = None
+  epochs: float = 1.0
+  batch_size: int = 64
+  seed: int = 0
+  log_every: int = 10
+  evaluate_every: int = 100
+  patience: int | None = None
+  keep: int = 1
+  max_nonfinite_steps: int = 3
+
+  def __post_init__(self) -> None:
+    _at_least(self, "steps", 1)
+    _above(self, "epochs", 0)
+    for name in ("batch_size", "log_every", "evaluate_every", "patience", "keep", "max_nonfinite_steps"):
+      _at_least(self, name, 1)
+    _at_least(self, "seed", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+  """Reads a corpus and questions; writes the passage store and the split, which later runs keep.
+
+  Attributes:
+    workdir: directory the stores are written into.
+    corpus: file of documents.
+    questions: file of questions with answers.
+    corpus_format: format of the corpus file.
+    questions_format: format of the question file.
+    max_passage_words: a document longer than this is split into passages of at most this many words.
+    split_by: what must not be shared between the splits: "auto" (the question's `group` field, else its gold
+      document's title, else its id) or the name of a metadata field.
+    dev_fraction: share of the groups held out to pick checkpoints.
+    test_fraction: share of the groups held out for the table.
+    seed: draw of the split.
+    on_error: "strict" stops at the first bad line, "skip" counts and leaves out bad lines.
+  """
+
+  workdir: str
+  corpus: str
+  questions: str
+  corpus_format: CorpusFormat = "jsonl"
+  questions_format: QuestionFormat = "jsonl"
+  max_passage_words: int = 100
+  split_by: str = "auto"
+  dev_fraction: float = 0.1
+  test_fraction: float = 0.2
+  seed: int = 0
+  on_error: Literal["strict", "skip"] = "strict"
+
+  def __post_init__(self) -> None:
+    _at_least(self, "max_passage_words", 10)
+    for name in ("dev_fraction", "test_fraction"):
+      if not 0 < getattr(self, name) < 1:
+        raise UserError(f"PrepareConfig.{name} = {getattr(self, name)}: must be between 0 and 1")
+    if self.dev_fraction + self.test_fraction >= 1:
+      raise UserError(
+        f"PrepareConfig: dev_fraction {self.dev_fraction} + test_fraction {self.test_fraction} leave nothing to train on"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexConfig:
+  """Embeds the passage store with the passage encoder and builds the search index.
+
+  Attributes:
+    passages: passage store made by `prepare`.
+    encoder: Hugging Face directory of the passage encoder.
+    embeddings: directory the embedding shards are written into.
+    index: directory the index is written into.
+    backend: "scann", or "exact" (the oracle, and the path where ScaNN has no wheel).
+    batch_size: passages per encoder call.
+    mesh: devices.
+  """
+
+  passages: str
+  encoder: str
+  embeddings: str
+  index: str
+  backend: Backend = "scann"
+  batch_size: int = 64
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    _at_least(self, "batch_size", 1)
+    _one_of(self, "backend", Backend)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieveConfig:
+  """Finds the top-k passages of every question of a split, and stores them.
+
+  Attributes:
+    questions: split file made by `prepare`.
+    passages: passage store.
+    index: index made by `index`.
+    encoder: Hugging Face directory of the query encoder.
+    out: directory of the retrieved-example store.
+    k: passages per question.
+    verify: "full" checks the index's hashes, "sizes" its sizes.
+    batch_size: questions per encoder call.
+    mesh: devices.
+  """
+
+  questions: str
+  passages: str
+  index: str
+  encoder: str
+  out: str
+  k: int = 10
+  verify: Verify = "full"
+  batch_size: int = 64
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    _at_least(self, "k", 1)
+    _at_least(self, "batch_size", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  """Computes the LSR teacher: log p(y | c_j ∘ x) of every retrieved passage under a frozen generator.
+
+  Attributes:
+    generator: Hugging Face directory of the teacher (the paper's is the base generator).
+    retrieved: retrieved-example store.
+    passages: passage store.
+    out: directory of the score store.
+    k: passages scored per question, the best ones first.
+    prompt: how rows are rendered.
+    batch_size: questions per step.
+    dtype: the generator's computation type.
+    mesh: devices.
+  """
+
+  generator: str
+  retrieved: str
+  passages: str
+  out: str
+  k: int = 10
+  prompt: PromptConfig = PromptConfig()
+  batch_size: int = 16
+  dtype: Dtype = "float32"
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    _at_least(self, "k", 1)
+    _at_least(self, "batch_size", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainGeneratorConfig:
+  """Tunes the generator: RALT (eq. 3), or plain instruction tuning on the same examples without passages.
+
+  Attributes:
+    workdir: directory of this run; the tuned generator is written to `generator/` in it.
+    generator: Hugging Face directory to start from.
+    retrieved: retrieved-example store to train on.
+    dev_retrieved: retrieved-example store the best checkpoint is picked on.
+    passages: passage store.
+    method: "ralt" or "it".
+    k: passages per example (the paper's k̃).
+    prompt: how rows are rendered.
+    optimizer: learning rates.
+    loop: steps, batch and checkpoints.
+    dtype: the generator's computation type; weights and moments stay float32.
+    mesh: devices.
+  """
+
+  workdir: str
+  generator: str
+  retrieved: str
+  dev_retrieved: str
+  passages: str
+  method: Method = "ralt"
+  k: int = 3
+  prompt: PromptConfig = PromptConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  loop: LoopConfig = LoopConfig(steps=500)
+  dtype: Dtype = "float32"
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    _at_least(self, "k", 1)
+    _one_of(self, "method", Method)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRetrieverConfig:
+  """Tunes the query encoder: LSR (eqs. 4-5), or the contrastive loss it must be held against.
+
+  Attributes:
+    workdir: directory of this run; the tuned encoder is written to `query_encoder/` in it.
+    encoder: Hugging Face directory of the query encoder to start from.
+    retrieved: retrieved-example store to train on.
+    dev_retrieved: retrieved-example store the best checkpoint is picked on.
+    scores: score store of `retrieved`; LSR's teacher, not needed for the contrastive loss.
+    dev_scores: score store of `dev_retrieved`.
+    index: index whose stored embeddings the queries are held against.
+    loss: "lsr" or "contrastive" (gold passage against all passages of the batch).
+    k: passages per question.
+    score: what of the teacher's log-likelihoods becomes the target, see `radit_jax.losses.lsr_log_targets`.
+    lm_temperature: the τ of eq. 4.
+    direction: "retriever_to_lm" is KL(p_R || p_LSR), the paper's.
+    shuffle_teacher: control: the teacher's scores are permuted within each question, so they say nothing.
+    optimizer: learning rates.
+    loop: steps, batch and checkpoints.
+    mesh: devices.
+  """
+
+  workdir: str
+  encoder: str
+  retrieved: str
+  dev_retrieved: str
+  index: str
+  scores: str | None = None
+  dev_scores: str | None = None
+  loss: LossName = "lsr"
+  k: int = 10
+  score: TargetScore = "token_prob"
+  lm_temperature: float = 0.01
+  direction: Direction = "retriever_to_lm"
+  shuffle_teacher: bool = False
+  optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=1237, weight_decay=0.01)
+  loop: LoopConfig = LoopConfig(batch_size=512)
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    _at_least(self, "k", 2)
+    _above(self, "lm_temperature", 0)
+    _one_of(self, "loss", LossName)
+    _one_of(self, "score", TargetScore)
+    _one_of(self, "direction", Direction)
+    if self.loss == "lsr" and (self.scores is None or self.dev_scores is None):
+      raise UserError("TrainRetrieverConfig: loss lsr needs --scores and --dev-scores (made by `radit score`)")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """Answers every question of a retrieved-example store and measures the answers.
+
+  Attributes:
+    generator: Hugging Face directory.
+    retrieved: retrieved-example store of the split to answer.
+    passages: passage store.
+    out: JSON file of the figures and the answers.
+    mode: "retrieval" mixes the top k by eq. 2, "closed_book" gives no passage, "gold" gives the gold passage alone.
+    k: passages mixed.
+    prompt: how rows are rendered.
+    batch_size: questions per step.
+    bootstrap_samples: resamples behind each interval.
+    seed: draw of the resamples.
+    dtype: the generator's computation type.
+    mesh: devices.
+  """
+
+  generator: str
+  retrieved: str
+  passages: str
+  out: str
+  mode: EvaluationMode = "retrieval"
+  k: int = 10
+  prompt: PromptConfig = PromptConfig()
+  batch_size: int = 16
+  bootstrap_samples: int = 1000
+  seed: int = 0
+  dtype: Dtype = "float32"
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    _at_least(self, "k", 1)
+    _at_least(self, "batch_size", 1)
+    _at_least(self, "bootstrap_samples", 10)
+    _one_of(self, "mode", EvaluationMode)

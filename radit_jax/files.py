@@ -1,0 +1,164 @@
+"""Files that are whole or absent: atomic writes, SHA-256 manifests, JSON with its errors named."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from radit_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Yields a temporary sibling of ``path`` and renames it to ``path`` if the block succeeds.
+
+  An exception removes the temporary directory, so nothing half-written ever stands under the final name. An existing
+  directory is replaced.
+
+  Args:
+    path: the final directory.
+
+  Example:
+    >>> import tempfile, pathlib
+    >>> root = pathlib.Path(tempfile.mkdtemp())
+    >>> with atomic_directory(root / "out") as d:
+    ...   _ = (d / "a.txt").write_text("x")
+    >>> (root / "out" / "a.txt").read_text()
+    'x'
+  """
+  final = pathlib.Path(path)
+  final.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+  temporary.chmod(0o755)  # mkdtemp makes 0o700; the user's other tools must be able to read the result
+  try:
+    yield temporary
+    if final.exists():
+      # A directory cannot be renamed over a non-empty one: move the old one aside, and drop it last.
+      old = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
+      os.replace(final, old / "was")
+      os.replace(temporary, final)
+      shutil.rmtree(old)
+    else:
+      os.replace(temporary, final)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
+  """Writes a file through a temporary sibling, so that a reader sees the old file or the new one, never half."""
+  final = pathlib.Path(path)
+  final.parent.mkdir(parents=True, exist_ok=True)
+  handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
+  try:
+    with os.fdopen(handle, "wb") as f:
+      f.write(data.encode() if isinstance(data, str) else data)
+    os.chmod(name, 0o644)
+    os.replace(name, final)
+  except BaseException:
+    pathlib.Path(name).unlink(missing_ok=True)
+    raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes ``value`` as indented JSON, atomically; NaN is refused (it is not JSON)."""
+  write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: the file is missing, or not JSON (line named).
+  """
+  p = pathlib.Path(path)
+  try:
+    return json.loads(p.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(f"{p}: no such file") from None
+  except UnicodeDecodeError as e:
+    raise UserError(f"{p}: not UTF-8 (byte {e.start})") from None
+  except json.JSONDecodeError as e:
+    raise UserError(f"{p}:{e.lineno}: not JSON ({e.msg})") from None
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+  """SHA-256 of a file's bytes, as hex."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def fingerprint_directory(path: str | os.PathLike[str], *, suffixes: tuple[str, ...] | None = None) -> str:
+  """SHA-256 over names and contents of every file under ``path``: two directories agree iff their files do.
+
+  Args:
+    path: the directory.
+    suffixes: only files whose name ends in one of these.
+
+  Returns:
+    64 hex digits.
+
+  Raises:
+    UserError: no such directory, or no such file in it.
+  """
+  root = pathlib.Path(path)
+  if not root.is_dir():
+    raise UserError(f"{root}: no such directory")
+  digest = hashlib.sha256()
+  files = sorted(p for p in root.rglob("*") if p.is_file() and (suffixes is None or p.name.endswith(suffixes)))
+  if not files:
+    raise UserError(f"{root}: empty, or no file ending in {suffixes}")
+  for p in files:
+    digest.update(f"{p.relative_to(root).as_posix()}\0{sha256_file(p)}\n".encode())
+  return digest.hexdigest()
+
+
+def write_manifest(path: str | os.PathLike[str], kind: str, fields: dict[str, Any]) -> None:
+  """Writes ``manifest.json`` for the directory: what it is, its recipe, and size and SHA-256 of every file in it."""
+  root = pathlib.Path(path)
+  files = {
+    p.relative_to(root).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
+    for p in sorted(root.rglob("*"))
+    if p.is_file() and p.name != MANIFEST
+  }
+  write_json(root / MANIFEST, {"kind": kind, **fields, "files": files})
+
+
+def read_manifest(path: str | os.PathLike[str], kind: str, *, verify: str = "sizes") -> dict[str, Any]:
+  """Reads and checks the manifest of a directory.
+
+  Args:
+    path: the directory.
+    kind: what it must be, e.g. ``"index"``.
+    verify: ``"full"`` checks SHA-256 of every file, ``"sizes"`` only that each is there with its size.
+
+  Raises:
+    UserError: no manifest, another kind, a file missing, or one whose size or hash differs.
+  """
+  root = pathlib.Path(path)
+  if verify not in ("full", "sizes"):
+    raise UserError(f'verify={verify!r}: must be "full" or "sizes"')
+  if not root.is_dir():
+    raise UserError(f"{root}: no such directory ({kind} expected)")
+  if not (root / MANIFEST).exists():
+    raise UserError(f"{root}: no {MANIFEST}, so not a finished {kind} directory")
+  manifest = read_json(root / MANIFEST)
+  if manifest.get("kind") != kind:
+    raise UserError(f"{root}: holds {manifest.get('kind')!r}, expected {kind!r}")
+  for name, entry in manifest["files"].items():
+    p = root / name
+    if not p.resolve().is_relative_to(root.resolve()):
+      raise UserError(f"{root / MANIFEST}: file {name!r} lies outside the directory")
+    if not p.is_file():
+      raise UserError(f"{p}: missing, though {MANIFEST} lists it; make the {kind} again")
+    if p.stat().st_size != entry["bytes"]:
+      raise UserError(f"{p}: {p.stat().st_size} bytes, {MANIFEST} says {entry['bytes']}; make the {kind} again")
+    if verify == "full" and sha256_file(p) != entry["sha256"]:
+      raise UserError(f"{p}: SHA-256 differs from {MANIFEST}; the file is damaged, make the {kind} again")
+  return manifest

@@ -1,0 +1,132 @@
+"""One mesh factory, and one table from the logical axes that parameters name to the axes of the mesh."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from radit_jax.config import MeshConfig
+from radit_jax.errors import UserError
+
+#: Logical axis -> mesh axis. Parameters are spread over `fsdp` along the model width and over `tensor` along heads,
+#: hidden units and vocabulary (Megatron's split: one all-reduce per block); what is small stays whole everywhere.
+RULES: dict[str, str | None] = {
+  "layers": None,  # scanned over: a sharded scan axis would gather every layer
+  "vocab": "tensor",
+  "embed": "fsdp",
+  "mlp": "tensor",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "head_dim": None,
+  "norm": None,
+  "positions": None,
+}
+ROW_AXES = ("data", "fsdp")
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), *, devices: list[jax.Device] | None = None) -> Mesh:
+  """Mesh of axes ``data`` x ``fsdp`` x ``tensor``, all Auto (the compiler places what is not stated).
+
+  Args:
+    config: sizes of the axes; ``data=-1`` takes what is left.
+    devices: default all devices of all processes.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices.
+
+  Example:
+    >>> make_mesh().axis_names
+    ('data', 'fsdp', 'tensor')
+  """
+  devices = jax.devices() if devices is None else devices
+  inner = config.fsdp * config.tensor
+  if len(devices) % inner or (config.data != -1 and config.data * inner != len(devices)):
+    raise UserError(
+      f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not make {len(devices)} devices; "
+      f"data={len(devices)} fsdp=1 tensor=1 would"
+    )
+  sizes = (len(devices) // inner, config.fsdp, config.tensor)
+  return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def partition_spec(logical_axes: tuple[str | None, ...]) -> PartitionSpec:
+  """The table applied to one parameter.
+
+  Raises:
+    ValueError: an axis that is not in the table, or two dimensions that would share a mesh axis.
+
+  Example:
+    >>> partition_spec(("layers", "embed", "mlp"))
+    P(None, 'fsdp', 'tensor')
+  """
+  unknown = [a for a in logical_axes if a is not None and a not in RULES]
+  if unknown:
+    raise ValueError(f"logical axis {unknown[0]!r} is not in sharding.RULES")
+  axes = [None if a is None else RULES[a] for a in logical_axes]
+  used = [a for a in axes if a is not None]
+  if len(used) != len(set(used)):
+    raise ValueError(f"logical axes {logical_axes} put two dimensions on one mesh axis: {axes}")
+  return PartitionSpec(*axes)
+
+
+def _sharding(path: Any, leaf: Any, mesh: Mesh) -> Any:
+  """Sharding of one leaf: by its logical axes if it is a Variable that names them, else whole everywhere."""
+  axes = getattr(leaf, "logical_axes", None) if isinstance(leaf, nnx.Variable) else None
+  if axes is None:
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), leaf)
+  value = leaf.get_value()
+  if len(value.shape) != len(axes):
+    raise ValueError(f"{jax.tree_util.keystr(path)}: shape {value.shape} against logical axes {axes}")
+  spec = partition_spec(axes)
+  for size, logical, axis in zip(value.shape, axes, spec, strict=True):
+    if axis is not None and size % mesh.shape[axis]:
+      raise UserError(
+        f"{jax.tree_util.keystr(path)}: its {logical} dimension is {size}, which the mesh axis {axis}={mesh.shape[axis]} "
+        f"does not divide; {axis}=1 always works"
+      )
+  return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
+
+
+def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+  """Shardings of a module, an optimizer state or any pytree of them, as a pytree of the same structure.
+
+  Moments of a parameter are Variables with the parameter's logical axes, so an optimizer state is spread like its model.
+
+  Args:
+    tree: pytree; leaves that name no logical axes are replicated.
+    mesh: from :func:`make_mesh`.
+
+  Raises:
+    UserError: a dimension that its mesh axis does not divide (both numbers named).
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: _sharding(path, leaf, mesh), tree, is_leaf=lambda x: isinstance(x, nnx.Variable)
+  )
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+  """Sharding of everything whose first dimension is rows, examples or queries."""
+  return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+
+
+def place_rows(tree: Any, mesh: Mesh) -> Any:
+  """Puts a batch of numpy arrays onto the mesh, split along the first dimension.
+
+  In a run of several processes every process passes its own rows, and the result is the global batch.
+
+  Raises:
+    UserError: a first dimension that ``data`` x ``fsdp`` does not divide.
+  """
+  sharding = row_sharding(mesh)
+  shards = mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count()
+
+  def place(x: Any) -> jax.Array:
+    if x.shape[0] % max(shards, 1):
+      raise UserError(
+        f"batch of {x.shape[0]} rows over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}: "
+        f"choose a batch size that is a multiple of {shards}"
+      )
+    return jax.make_array_from_process_local_data(sharding, x)
+
+  return jax.tree.map(place, tree)
