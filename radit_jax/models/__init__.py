@@ -1,0 +1,1 @@
+"""Generator, encoder, and the Hugging Face directories they come from and go to."""
