@@ -1,0 +1,229 @@
+"""What an answer and a ranking are worth: exact match, F1, recall, reciprocal rank, and how sure the figures are.
+
+Every metric is of one question; the mean over questions, with its bootstrap interval, is the caller's.
+"""
+
+import collections
+import re
+import string
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+#: Draws held at once by the bootstrap: 16 MiB of indices, whatever the number of questions and samples.
+_DRAWS = 2**21
+
+
+def normalize_answer(text: str) -> str:
+  """Text as SQuAD compares it: lower case, no ASCII punctuation, no articles, single spaces.
+
+  Args:
+    text: an answer or a passage.
+
+  Returns:
+    The words that are left, joined by single spaces; "" if none is.
+
+  References:
+    Rajpurkar et al., SQuAD, arXiv 1606.05250, section 6.1.
+
+  Example:
+    >>> normalize_answer("The  Eiffel-Tower, in a park!")
+    'eiffeltower in park'
+  """
+  return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+  """1.0 if the prediction equals one of the answers after normalisation, else 0.0.
+
+  Args:
+    prediction: the model's answer.
+    answers: every accepted answer, at least one.
+
+  Raises:
+    ValueError: no answers.
+
+  Example:
+    >>> exact_match("the Kelwick.", ["Orsa", "Kelwick"])
+    1.0
+  """
+  _need_answers(answers)
+  return float(any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers))
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+  """Best F1 of the prediction's words against an answer's, words counted as often as they occur.
+
+  Where either side has no words left, the score is 1.0 if neither has and 0.0 otherwise.
+
+  Args:
+    prediction: the model's answer.
+    answers: every accepted answer, at least one.
+
+  Returns:
+    In [0, 1].
+
+  Raises:
+    ValueError: no answers.
+
+  Example:
+    >>> f1("in old Kelwick", ["Kelwick"])  # precision 1/3, recall 1
+    0.5
+  """
+  _need_answers(answers)
+  return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers)
+
+
+def _f1(prediction: list[str], answer: list[str]) -> float:
+  if not prediction or not answer:
+    return float(prediction == answer)
+  common = (collections.Counter(prediction) & collections.Counter(answer)).total()
+  return 2 * common / (len(prediction) + len(answer))
+
+
+def _need_answers(answers: Sequence[str]) -> None:
+  if not answers or isinstance(answers, str):
+    raise ValueError(f"answers = {answers!r}: must be a sequence of at least one accepted answer")
+
+
+def has_answer(passage_text: str, answers: Sequence[str]) -> bool:
+  """Whether an answer stands in the passage, word for word after normalisation.
+
+  This is what counts as a relevant passage where questions name no gold passage. An answer without words is in none.
+
+  Args:
+    passage_text: the passage.
+    answers: every accepted answer.
+
+  Example:
+    >>> has_answer("Its capital is Old Kelwick.", ["old kelwick"])
+    True
+    >>> has_answer("Its capital is Kelwickham.", ["Kelwick"])  # whole words only
+    False
+  """
+  text = f" {normalize_answer(passage_text)} "
+  wanted = (normalize_answer(answer) for answer in answers)
+  return any(f" {answer} " in text for answer in wanted if answer)
+
+
+def recall_at(gold_rows: Sequence[int], passage_rows: Sequence[int], k: int) -> float:
+  """1.0 if a gold passage is among the first ``k`` retrieved ones, else 0.0.
+
+  Args:
+    gold_rows: rows of the passages that answer the question; empty (none was found anywhere) gives 0.0.
+    passage_rows: retrieved rows, best first, at least ``k`` of them; negative ones are padding.
+    k: how many are looked at.
+
+  Raises:
+    ValueError: ``k`` below 1, or above the number of retrieved rows: recall@10 of 5 passages is not a number.
+
+  Example:
+    >>> recall_at([7], [3, 7, 5], 1), recall_at([7], [3, 7, 5], 2)
+    (0.0, 1.0)
+  """
+  if not 1 <= k <= len(passage_rows):
+    raise ValueError(f"recall@{k} of {len(passage_rows)} retrieved passages: k must be from 1 to {len(passage_rows)}")
+  return float(_rank(gold_rows, passage_rows[:k]) is not None)
+
+
+def mrr(gold_rows: Sequence[int], passage_rows: Sequence[int]) -> float:
+  """Reciprocal rank of the first gold passage, 0.0 if none was retrieved; its mean over questions is MRR.
+
+  Args:
+    gold_rows: rows of the passages that answer the question.
+    passage_rows: retrieved rows, best first; negative ones are padding.
+
+  Example:
+    >>> mrr([5, 7], [3, 7, 5])
+    0.5
+  """
+  rank = _rank(gold_rows, passage_rows)
+  return 0.0 if rank is None else 1.0 / rank
+
+
+def _rank(gold_rows: Sequence[int], passage_rows: Sequence[int]) -> int | None:
+  gold = {int(row) for row in gold_rows if row >= 0}
+  return next((rank for rank, row in enumerate(passage_rows, start=1) if int(row) in gold), None)
+
+
+def bootstrap_interval(
+  values: Float[np.ndarray, "n"] | Sequence[float], *, samples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+  """Percentile bootstrap interval of the mean of per-question values.
+
+  Args:
+    values: ``[n]`` one value per question, finite.
+    samples: resamples of n questions drawn with replacement.
+    seed: of the draw; the same seed gives the same interval.
+    level: coverage, in (0, 1).
+
+  Returns:
+    ``(low, high)``.
+
+  Raises:
+    ValueError: no value, one that is not finite, ``samples`` below 1, or ``level`` outside (0, 1).
+
+  References:
+    Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
+
+  Example:
+    >>> low, high = bootstrap_interval([0.0, 1.0] * 50, samples=1000, seed=0)
+    >>> 0.35 < low < 0.45, 0.55 < high < 0.65
+    (True, True)
+  """
+  x = np.asarray(values, np.float64)
+  if x.ndim != 1 or x.size == 0:
+    raise ValueError(f"values of shape {x.shape}: one value per question, and at least one question")
+  if not np.isfinite(x).all():
+    raise ValueError(f"values[{int(np.argmin(np.isfinite(x)))}] is not finite")
+  if samples < 1 or not 0 < level < 1:
+    raise ValueError(f"samples = {samples}, level = {level}: need samples >= 1 and 0 < level < 1")
+  rng = np.random.default_rng(seed)
+  means = np.empty(samples)
+  block = max(1, _DRAWS // x.size)
+  for start in range(0, samples, block):
+    drawn = rng.integers(x.size, size=(min(block, samples - start), x.size))
+    means[start : start + block] = x[drawn].mean(axis=1)
+  low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+  return float(low), float(high)
+
+
+def paired_bootstrap(
+  a: Float[np.ndarray, "n"] | Sequence[float],
+  b: Float[np.ndarray, "n"] | Sequence[float],
+  *,
+  samples: int,
+  seed: int,
+  level: float = 0.95,
+) -> tuple[float, float, float]:
+  """Mean of ``a - b`` over the same questions, with its bootstrap interval: does ``a`` beat ``b``, and by how much?
+
+  Pairing takes the difficulty of a question out of the comparison, so the interval is far narrower than the two
+  intervals of ``a`` and of ``b`` suggest.
+
+  Args:
+    a: ``[n]`` values of one system, question by question.
+    b: ``[n]`` values of the other, in the same order.
+    samples: resamples.
+    seed: of the draw.
+    level: coverage.
+
+  Returns:
+    ``(mean difference, low, high)``.
+
+  Raises:
+    ValueError: lengths that differ, or anything :func:`bootstrap_interval` refuses.
+
+  Example:
+    >>> paired_bootstrap([1.0, 1.0, 0.5], [0.5, 0.5, 0.0], samples=100, seed=0)  # half a point on every question
+    (0.5, 0.5, 0.5)
+  """
+  first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if first.shape != second.shape:
+    raise ValueError(f"{first.size} values against {second.size}: the two must be of the same questions, in one order")
+  difference = first - second
+  low, high = bootstrap_interval(difference, samples=samples, seed=seed, level=level)
+  return float(difference.mean()), low, high
