@@ -139,4 +139,3 @@ def test_paired_bootstrap_is_narrower_than_unpaired():
 def test_bootstrap_refuses(call, message):
   with pytest.raises(ValueError, match=message):
     call()
-
