@@ -411,3 +411,188 @@ class EvaluateConfig:
     _at_least(self, "batch_size", 1)
     _at_least(self, "bootstrap_samples", 10)
     _one_of(self, "mode", EvaluationMode)
+
+
+@dataclasses.dataclass(frozen=True)
+class AskConfig:
+  """Answers one question from the index, and shows where the answer came from.
+
+  Attributes:
+    question: the question.
+    generator: Hugging Face directory.
+    encoder: Hugging Face directory of the query encoder.
+    index: index made by `index`.
+    passages: passage store.
+    k: passages mixed.
+    prompt: how rows are rendered.
+    dtype: the generator's computation type.
+    mesh: devices.
+  """
+
+  question: str
+  generator: str
+  encoder: str
+  index: str
+  passages: str
+  k: int = 10
+  prompt: PromptConfig = PromptConfig()
+  dtype: Dtype = "float32"
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    _at_least(self, "k", 1)
+    if not self.question.strip():
+      raise UserError("AskConfig.question is empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+  """Shows what the model really sees.
+
+  Attributes:
+    what: "batch" (the first training batch), "example" (one example's rows) or "ranking" (its passages with score,
+      p_R, p_LSR and log-likelihood).
+    retrieved: retrieved-example store.
+    passages: passage store.
+    generator: Hugging Face directory whose tokenizer (and for "ranking" without scores, weights) are used.
+    scores: score store; None computes the shown example's scores with the generator.
+    example: id of the example; None takes the first.
+    k: passages shown.
+    batch_size: examples of the batch.
+    lm_temperature: the τ of eq. 4.
+    score: as in `train-retriever`.
+    prompt: how rows are rendered.
+    seed: draw of the prompt markers and of the batch.
+    json: print JSON in place of text.
+  """
+
+  what: Literal["batch", "example", "ranking"]
+  retrieved: str
+  passages: str
+  generator: str
+  scores: str | None = None
+  example: str | None = None
+  k: int = 3
+  batch_size: int = 4
+  lm_temperature: float = 0.01
+  score: TargetScore = "token_prob"
+  prompt: PromptConfig = PromptConfig()
+  seed: int = 0
+  json: bool = False
+
+  def __post_init__(self) -> None:
+    _at_least(self, "k", 1)
+    _at_least(self, "batch_size", 1)
+    _above(self, "lm_temperature", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningConfig:
+  """Learning rates and length of one tuning inside a whole run.
+
+  Attributes:
+    optimizer: learning rates.
+    loop: steps, batch and checkpoints.
+  """
+
+  optimizer: OptimizerConfig = OptimizerConfig()
+  loop: LoopConfig = LoopConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """The whole recipe on a user's files: prepare, index, retrieve, both tunings, and the table of what each brought.
+
+  Attributes:
+    workdir: everything is written here; the same command continues what is there.
+    corpus: file of documents.
+    questions: file of questions with answers.
+    generator: Hugging Face directory of the language model.
+    encoder: Hugging Face directory of the retriever.
+    corpus_format: format of the corpus file.
+    questions_format: format of the question file.
+    max_passage_words: a longer document is split into passages.
+    split_by: see `prepare`.
+    dev_fraction: share of the groups held out to pick checkpoints.
+    test_fraction: share of the groups held out for the table.
+    train_questions: train on at most this many questions; None for all.
+    dev_questions: pick checkpoints on at most this many.
+    test_questions: answer at most this many test questions (recall is measured on all of them).
+    backend: search index.
+    k: passages retrieved, scored and mixed.
+    k_train: passages per example in generator tuning (the paper's k̃).
+    teacher: generator whose scores tune the retriever: "base" (the paper's), "tuned" (after RALT), or a directory.
+    controls: also train and show plain instruction tuning, the shuffled-teacher control and the contrastive baseline.
+    prompt: how rows are rendered.
+    generator_tuning: RALT, and plain instruction tuning.
+    retriever_tuning: LSR, and its controls.
+    score: what of the teacher's log-likelihoods becomes the target.
+    lm_temperature: the τ of eq. 4.
+    encode_batch_size: passages or questions per encoder call.
+    score_batch_size: questions per scoring step.
+    answer_batch_size: questions per answering step.
+    dtype: the generator's computation type.
+    mesh: devices.
+    seed: split, order of the examples, prompt markers, bootstrap.
+  """
+
+  workdir: str
+  corpus: str
+  questions: str
+  generator: str
+  encoder: str
+  corpus_format: CorpusFormat = "jsonl"
+  questions_format: QuestionFormat = "jsonl"
+  max_passage_words: int = 100
+  split_by: str = "auto"
+  dev_fraction: float = 0.1
+  test_fraction: float = 0.2
+  train_questions: int | None = None
+  dev_questions: int | None = 500
+  test_questions: int | None = None
+  backend: Backend = "scann"
+  k: int = 10
+  k_train: int = 3
+  teacher: str = "base"
+  controls: bool = False
+  prompt: PromptConfig = PromptConfig()
+  generator_tuning: TuningConfig = TuningConfig()
+  retriever_tuning: TuningConfig = TuningConfig(optimizer=OptimizerConfig(weight_decay=0.01))
+  score: TargetScore = "token_prob"
+  lm_temperature: float = 0.01
+  encode_batch_size: int = 64
+  score_batch_size: int = 16
+  answer_batch_size: int = 16
+  dtype: Dtype = "float32"
+  mesh: MeshConfig = MeshConfig()
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    _at_least(self, "k", 2)
+    for name in ("k_train", "train_questions", "dev_questions", "test_questions"):
+      _at_least(self, name, 1)
+    for name in ("encode_batch_size", "score_batch_size", "answer_batch_size"):
+      _at_least(self, name, 1)
+    _above(self, "lm_temperature", 0)
+    if self.k_train > self.k:
+      raise UserError(f"RunConfig: k_train {self.k_train} is more than the k {self.k} passages retrieved")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartConfig:
+  """RA-DIT end to end in an invented world, on a CPU, in minutes.
+
+  Attributes:
+    workdir: everything is written here; the same command continues what is there.
+    seed: of the world, the models and the training.
+    teacher: generator whose scores tune the retriever: "base" (the paper's) or "tuned".
+    controls: also train and show plain instruction tuning, the shuffled-teacher control and the contrastive baseline.
+  """
+
+  workdir: str = "runs/quickstart"
+  seed: int = 0
+  teacher: Literal["base", "tuned"] = "base"
+  controls: bool = False
+
+  def __post_init__(self) -> None:
+    _at_least(self, "seed", 0)

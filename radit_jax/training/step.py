@@ -1,0 +1,219 @@
+"""One optimizer step for every tuning: an objective gives a sum and a count, the step normalises once and updates."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from radit_jax import losses, sharding
+from radit_jax.config import OptimizerConfig
+from radit_jax.models.dual_encoder import DualEncoder
+from radit_jax.parallel_context import Generator, LSRBatch, ParallelContextBatch, answer_log_likelihoods
+
+#: ``objective(model, batch) -> (sum, count)``, float32 scalars: the loss is sum / count over the global batch.
+Objective = Callable[[Any, Any], tuple[Array, Array]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PairBatch:
+  """Queries and their own passages: every other passage of the batch is a negative.
+
+  Attributes:
+    query_tokens: ``[B, T]`` int32.
+    query_mask: ``[B, T]`` bool.
+    passage_tokens: ``[B, S]`` int32.
+    passage_mask: ``[B, S]`` bool.
+  """
+
+  query_tokens: Any
+  query_mask: Any
+  passage_tokens: Any
+  passage_mask: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """What a checkpoint holds. ``nonfinite_steps`` counts the steps that changed nothing else."""
+
+  model: Any
+  optimizer_state: Any
+  nonfinite_steps: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepFigures:
+  """Scalars of one step, still on the device.
+
+  Attributes:
+    loss_sum: float32, sum of the objective over the global batch.
+    count: float32, what it is divided by (answer tokens, or questions).
+    gradient_norm: float32, global norm before clipping.
+    finite: bool; False means that the step was left out.
+    nonfinite_steps: int32, such steps so far.
+  """
+
+  loss_sum: Any
+  count: Any
+  gradient_norm: Any
+  finite: Any
+  nonfinite_steps: Any
+
+
+def ralt_objective(generator: Generator, batch: ParallelContextBatch) -> tuple[Array, Array]:
+  """Eq. 3 per answer token. On rows without passages it is plain instruction tuning, on plain text pre-training."""
+  out = answer_log_likelihoods(generator, batch)
+  nll, tokens = losses.ralt_loss(out.log_likelihood, out.num_tokens, where=batch.context_mask)
+  return jnp.sum(nll), jnp.sum(tokens).astype(jnp.float32)
+
+
+def _passage_scores(query_encoder: Callable[..., Array], batch: LSRBatch) -> Array:
+  """s(q, c) of eq. 1, ``[B, K]`` float32; HIGHEST, or a TPU would multiply in bfloat16."""
+  queries = query_encoder(batch.query_tokens, batch.query_mask).astype(jnp.float32)
+  return jnp.einsum("be,bke->bk", queries, batch.passage_embeddings, precision=jax.lax.Precision.HIGHEST)
+
+
+def lsr_objective(
+  query_encoder: Callable[..., Array],
+  batch: LSRBatch,
+  *,
+  score_temperature: float,
+  lm_temperature: float,
+  score: losses.LsrScore,
+  direction: losses.LsrDirection,
+) -> tuple[Array, Array]:
+  """Eqs. 4-5 per question that has a passage."""
+  targets = losses.lsr_log_targets(
+    batch.log_likelihood, batch.num_tokens, temperature=lm_temperature, score=score, where=batch.context_mask
+  )
+  values = losses.lsr_loss(
+    _passage_scores(query_encoder, batch),
+    targets,
+    where=batch.context_mask,
+    temperature=score_temperature,
+    direction=direction,
+  )
+  return jnp.sum(values), jnp.sum(jnp.any(batch.context_mask, axis=-1)).astype(jnp.float32)
+
+
+def contrastive_objective(
+  query_encoder: Callable[..., Array], batch: LSRBatch, *, score_temperature: float
+) -> tuple[Array, Array]:
+  """Gold passage against every passage of the batch; a copy of it in another question's list is no negative."""
+  queries = query_encoder(batch.query_tokens, batch.query_mask).astype(jnp.float32)
+  examples, k = batch.context_mask.shape
+  candidates = batch.passage_embeddings.reshape(examples * k, -1)
+  scores = jnp.einsum("be,ne->bn", queries, candidates, precision=jax.lax.Precision.HIGHEST)
+  rows = batch.passage_rows.reshape(-1)
+  gold = jnp.where(batch.positive, batch.passage_rows, -1)  # [B, K]
+  positive = jnp.any(gold[:, :, None] == rows[None, None, :], axis=1)  # [B, B*K]
+  where = jnp.broadcast_to(batch.context_mask.reshape(1, -1), scores.shape)
+  values = losses.contrastive_loss(scores, positive & where, where=where, temperature=score_temperature)
+  return jnp.sum(values), jnp.sum(jnp.any(positive & where, axis=-1)).astype(jnp.float32)
+
+
+def pair_objective(encoders: DualEncoder, batch: PairBatch) -> tuple[Array, Array]:
+  """Contrastive warm start of both encoders: passage b is the positive of query b, all others are negatives."""
+  queries = encoders.encode_queries(batch.query_tokens, batch.query_mask)
+  passages = encoders.encode_passages(batch.passage_tokens, batch.passage_mask)
+  scores = jnp.einsum("be,ne->bn", queries, passages, precision=jax.lax.Precision.HIGHEST)
+  real = jnp.any(batch.query_mask, axis=-1)
+  positive = jnp.eye(scores.shape[0], dtype=bool) & real[:, None]
+  where = jnp.broadcast_to(real[None], scores.shape)
+  values = losses.contrastive_loss(scores, positive, where=where, temperature=encoders.score_temperature)
+  return jnp.sum(values), jnp.sum(real).astype(jnp.float32)
+
+
+def _decays(leaf: Any) -> bool:
+  """Weight decay is for matrices: norms and biases, stacked over layers or not, have one dimension of their own."""
+  axes = getattr(leaf, "logical_axes", None) if isinstance(leaf, nnx.Variable) else None
+  if axes is None:
+    return getattr(leaf, "ndim", 0) >= 2
+  return len([a for a in axes if a != "layers"]) >= 2
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+  """Linear warm-up from 0 to ``peak_lr``, cosine to ``floor_lr`` at the last step.
+
+  Example:
+    >>> schedule = learning_rate(OptimizerConfig(peak_lr=1e-5, floor_lr=1e-7, warmup_steps=200), 500)
+    >>> [float(f"{schedule(s):.1e}") for s in (0, 200, 500)]
+    [0.0, 1e-05, 1e-07]
+  """
+  warmup = min(config.warmup_steps, max(total_steps - 1, 0))
+  cosine = optax.cosine_decay_schedule(config.peak_lr, max(total_steps - warmup, 1), config.floor_lr / config.peak_lr)
+  if not warmup:
+    return cosine
+  return optax.join_schedules([optax.linear_schedule(0.0, config.peak_lr, warmup), cosine], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+  """AdamW with clipping, the schedule of :func:`learning_rate`, and decay of matrices only."""
+  return optax.chain(
+    optax.clip_by_global_norm(config.max_grad_norm),
+    optax.adamw(
+      learning_rate(config, total_steps),
+      b1=config.b1,
+      b2=config.b2,
+      weight_decay=config.weight_decay,
+      mask=lambda tree: jax.tree.map(_decays, tree, is_leaf=lambda x: isinstance(x, nnx.Variable)),
+    ),
+  )
+
+
+def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+  """A state on the mesh, parameters and moments sharded alike; the caller's model stays usable."""
+
+  def make(m: Any) -> TrainState:
+    return TrainState(m, optimizer.init(m), jnp.zeros((), jnp.int32))
+
+  shardings = sharding.parameter_shardings(jax.eval_shape(make, model), mesh)
+  # Placed before jit: a model on one device must not fix the program to that device.
+  placed = jax.device_put(model, sharding.parameter_shardings(model, mesh))
+  return jax.jit(make, out_shardings=shardings)(placed)
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "update"), donate_argnames="state")
+def train_step(
+  state: TrainState, batch: Any, *, objective: Objective, update: Callable[..., Any]
+) -> tuple[TrainState, StepFigures]:
+  """One step. A non-finite loss or gradient leaves model and optimizer as they were, and is counted.
+
+  Args:
+    state: donated.
+    batch: whatever the objective reads.
+    objective: see :data:`Objective`; a function of module level or a cached partial, as it is a compilation key.
+    update: ``optimizer.update``.
+
+  Returns:
+    The next state, and the figures of the step.
+  """
+
+  def mean_loss(model: Any) -> tuple[Array, tuple[Array, Array]]:
+    total, count = objective(model, batch)
+    return total / jnp.maximum(count, 1.0), (total, count)
+
+  (_, (total, count)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.model)
+  norm = optax.global_norm(gradients)
+  finite = jnp.isfinite(total) & jnp.isfinite(norm)
+  updates, optimizer_state = update(gradients, state.optimizer_state, state.model)
+  model = optax.apply_updates(state.model, updates)
+  keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+  bad = state.nonfinite_steps + (~finite).astype(jnp.int32)
+  new = TrainState(keep(model, state.model), keep(optimizer_state, state.optimizer_state), bad)
+  return new, StepFigures(total, count, norm, finite, bad)
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def evaluate_step(model: Any, batch: Any, *, objective: Objective) -> tuple[Array, Array]:
+  """``(sum, count)`` of the objective, without gradients."""
+  return objective(model, batch)
