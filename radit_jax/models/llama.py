@@ -119,19 +119,20 @@ class LlamaLayer(nnx.Module):
     self, x: Float[Array, "N T D"], rotary: tuple[Float[Array, "N T 1 r"], Float[Array, "N T 1 r"]]
   ) -> tuple[Float[Array, "N T H d"], Float[Array, "N T Hkv d"], Float[Array, "N T Hkv d"]]:
     """Queries and keys turned to their positions, and values, of one layer."""
-    x = _rms_norm(x, self.attention_norm[...], self.config.rms_norm_eps)
+    flat = _rms_norm(_flat(x), self.attention_norm[...], self.config.rms_norm_eps)
     q, k, v = (
-      (x @ w[...].astype(x.dtype)).reshape(*x.shape[:2], -1, self.config.head_dim)
+      (flat @ w[...].astype(x.dtype)).reshape(*x.shape[:2], -1, self.config.head_dim)
       for w in (self.q_kernel, self.k_kernel, self.v_kernel)
     )
     return _rotate(q, rotary), _rotate(k, rotary), v
 
   def add_attention_and_mlp(self, x: Float[Array, "N T D"], attended: Float[Array, "N T H d"]) -> Float[Array, "N T D"]:
     """The residual stream after one layer, given what its heads read."""
-    x = x + attended.reshape(*x.shape[:2], -1) @ self.o_kernel[...].astype(x.dtype)
-    h = _rms_norm(x, self.mlp_norm[...], self.config.rms_norm_eps)
+    flat = _flat(x)
+    flat = flat + attended.reshape(len(flat), -1) @ self.o_kernel[...].astype(x.dtype)
+    h = _rms_norm(flat, self.mlp_norm[...], self.config.rms_norm_eps)
     h = jax.nn.silu(h @ self.gate_kernel[...].astype(x.dtype)) * (h @ self.up_kernel[...].astype(x.dtype))
-    return x + h @ self.down_kernel[...].astype(x.dtype)
+    return (flat + h @ self.down_kernel[...].astype(x.dtype)).reshape(x.shape)
 
 
 class Llama(nnx.Module):
@@ -271,6 +272,12 @@ class Llama(nnx.Module):
       segment_ids=jnp.zeros((num_rows, max_tokens), jnp.int32),
       next_slot=jnp.zeros((), jnp.int32),
     )
+
+
+def _flat(x: Float[Array, "N T D"]) -> Float[Array, "NT D"]:
+  """Tokens of all rows as one matrix: for a [N, T, D] operand XLA on CPU transposes the gradient of every kernel by
+  copying it, and a training step of a 2-layer model takes 580 ms instead of 440."""
+  return x.reshape(-1, x.shape[-1])
 
 
 def _rms_norm(x: Float[Array, "*rows D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*rows D"]:
