@@ -1,0 +1,207 @@
+"""BERT encoder: text in, one vector out; layers stacked and scanned."""
+
+import dataclasses
+from typing import Literal, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
+
+from radit_jax.errors import UserError
+from radit_jax.models.attention import attention
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+  """Shape of a BERT encoder, and how its hidden states become one vector.
+
+  Attributes:
+    vocab_size: rows of the word embedding.
+    hidden_size: width, also of the embedding that comes out.
+    num_layers: encoder layers.
+    num_heads: attention heads; divides hidden_size.
+    intermediate_size: width of the feed-forward layer.
+    max_positions: rows of the position embedding, a hard limit.
+    type_vocab_size: rows of the token-type embedding; only the first is used.
+    layer_norm_eps: added to the variance in every norm.
+    pooling: "cls" takes the first token's hidden state, "mean" averages over the real tokens.
+    normalize: the vector is scaled to length 1.
+    max_tokens: texts are cut to this many tokens, special tokens included.
+    pooler: the files hold BERT's own pooling layer. Nothing here uses it; it is carried so that it is saved again.
+  """
+
+  vocab_size: int
+  hidden_size: int
+  num_layers: int
+  num_heads: int
+  intermediate_size: int
+  max_positions: int = 512
+  type_vocab_size: int = 2
+  layer_norm_eps: float = 1e-12
+  pooling: Literal["cls", "mean"] = "mean"
+  normalize: bool = False
+  max_tokens: int = 512
+  pooler: bool = False
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      if field.type in (int, float) and not getattr(self, field.name) > 0:
+        raise UserError(f"BertConfig.{field.name} = {getattr(self, field.name)}: must be greater than 0")
+    if self.hidden_size % self.num_heads:
+      raise UserError(f"BertConfig: hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
+    if self.pooling not in ("cls", "mean"):
+      raise UserError(f'BertConfig.pooling = {self.pooling!r}: must be "cls" or "mean"')
+    if self.max_tokens > self.max_positions:
+      raise UserError(f"BertConfig.max_tokens = {self.max_tokens}: there are only max_positions = {self.max_positions}")
+
+  @classmethod
+  def tiny(cls, vocab_size: int) -> Self:
+    """Two layers of width 128, normalised mean: an encoder that trains within a minute on a CPU."""
+    return cls(
+      vocab_size=vocab_size,
+      hidden_size=128,
+      num_layers=2,
+      num_heads=4,
+      intermediate_size=384,
+      max_positions=256,
+      normalize=True,
+      max_tokens=256,
+    )
+
+
+class BertLayer(nnx.Module):
+  """All encoder layers in one module: every parameter has a leading layer axis, which ``jax.lax.scan`` takes off."""
+
+  def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+    num_layers, width, hidden = config.num_layers, config.hidden_size, config.intermediate_size
+
+    def kernel(fan_in: int, fan_out: int, in_axis: str, out_axis: str) -> nnx.Param[Array]:
+      value = 0.02 * jax.random.normal(rngs.params(), (num_layers, fan_in, fan_out))
+      return nnx.Param(value, logical_axes=("layers", in_axis, out_axis))
+
+    def vector(value: float, size: int, axis: str) -> nnx.Param[Array]:
+      return nnx.Param(jnp.full((num_layers, size), value), logical_axes=("layers", axis))
+
+    self.config = config
+    self.q_kernel = kernel(width, width, "embed", "heads")
+    self.q_bias = vector(0.0, width, "heads")
+    self.k_kernel = kernel(width, width, "embed", "heads")
+    self.k_bias = vector(0.0, width, "heads")
+    self.v_kernel = kernel(width, width, "embed", "heads")
+    self.v_bias = vector(0.0, width, "heads")
+    self.o_kernel = kernel(width, width, "heads", "embed")
+    self.o_bias = vector(0.0, width, "norm")
+    self.attention_norm = vector(1.0, width, "norm")
+    self.attention_norm_bias = vector(0.0, width, "norm")
+    self.up_kernel = kernel(width, hidden, "embed", "mlp")
+    self.up_bias = vector(0.0, hidden, "mlp")
+    self.down_kernel = kernel(hidden, width, "mlp", "embed")
+    self.down_bias = vector(0.0, width, "norm")
+    self.mlp_norm = vector(1.0, width, "norm")
+    self.mlp_norm_bias = vector(0.0, width, "norm")
+
+  def __call__(self, x: Float[Array, "N T D"], mask: Bool[Array, "N 1 T T"]) -> Float[Array, "N T D"]:
+    """One layer: each block's output is added to its input, and the sum normalised."""
+    eps, heads = self.config.layer_norm_eps, (*x.shape[:2], self.config.num_heads, -1)
+    flat = x.reshape(-1, x.shape[-1])  # a [N, T, D] operand makes XLA on CPU copy to transpose kernel gradients
+    q = _dense(flat, self.q_kernel, self.q_bias).reshape(heads)
+    k = _dense(flat, self.k_kernel, self.k_bias).reshape(heads)
+    v = _dense(flat, self.v_kernel, self.v_bias).reshape(heads)
+    attended = attention(q, k, v, mask=mask).reshape(flat.shape)
+    flat = flat + _dense(attended, self.o_kernel, self.o_bias)
+    flat = _layer_norm(flat, self.attention_norm[...], self.attention_norm_bias[...], eps)
+    h = jax.nn.gelu(_dense(flat, self.up_kernel, self.up_bias), approximate=False)
+    flat = flat + _dense(h, self.down_kernel, self.down_bias)
+    return _layer_norm(flat, self.mlp_norm[...], self.mlp_norm_bias[...], eps).reshape(x.shape)
+
+
+class BertEncoder(nnx.Module):
+  """A BERT that maps each text to one vector.
+
+  Args:
+    config: shape of the model and its pooling.
+    rngs: keys of the random first parameters, which are float32.
+    dtype: computation type. Parameters keep their own type and are cast where they are used; norms, softmax, pooling
+      and the vectors are float32 in any case.
+
+  Example:
+    >>> encoder = BertEncoder(BertConfig.tiny(vocab_size=50), rngs=nnx.Rngs(0))
+    >>> tokens = jnp.array([[2, 7, 3, 0]])
+    >>> encoder(tokens, tokens != 0).shape
+    (1, 128)
+  """
+
+  def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    width = config.hidden_size
+
+    def table(rows: int, axis: str | None) -> nnx.Param[Array]:
+      return nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width)), logical_axes=(axis, "embed"))
+
+    self.config = config
+    self.dtype = jnp.dtype(dtype)
+    self.word_embedding = table(config.vocab_size, "vocab")
+    self.position_embedding = table(config.max_positions, "positions")
+    self.type_embedding = table(config.type_vocab_size, None)
+    self.embedding_norm = nnx.Param(jnp.ones(width), logical_axes=("norm",))
+    self.embedding_norm_bias = nnx.Param(jnp.zeros(width), logical_axes=("norm",))
+    self.layers = BertLayer(config, rngs=rngs)
+    self.pooler_kernel: nnx.Variable[Array] | None = None
+    self.pooler_bias: nnx.Variable[Array] | None = None
+    if config.pooler:  # Variables, not Params: no training step should count or decay what has no gradient
+      self.pooler_kernel = nnx.Variable(jnp.zeros((width, width)), logical_axes=("embed", None))
+      self.pooler_bias = nnx.Variable(jnp.zeros(width), logical_axes=("norm",))
+
+  def hidden_states(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N T D"]:
+    """Hidden states of the last layer, in the computation type.
+
+    Args:
+      tokens: token ids.
+      mask: True for real tokens; padding is seen by nobody.
+
+    Raises:
+      ValueError: more tokens than there are positions.
+    """
+    num_tokens = tokens.shape[1]
+    if num_tokens > self.config.max_positions:
+      raise ValueError(f"{num_tokens} tokens, but the encoder has {self.config.max_positions} positions")
+    x = self.word_embedding[...][tokens].astype(jnp.float32)
+    x = x + self.position_embedding[...][:num_tokens].astype(jnp.float32) + self.type_embedding[...][0]
+    x = _layer_norm(x, self.embedding_norm[...], self.embedding_norm_bias[...], self.config.layer_norm_eps)
+    keys = jnp.broadcast_to(mask.astype(bool)[:, None, None, :], (len(tokens), 1, num_tokens, num_tokens))
+    x, _ = jax.lax.scan(lambda x, layer: (layer(x, keys), None), x.astype(self.dtype), self.layers)
+    return x
+
+  def __call__(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N E"]:
+    """One float32 vector per row; a row without a real token gives a finite one, without gradients that are not.
+
+    Args:
+      tokens: token ids.
+      mask: True for real tokens.
+
+    Raises:
+      ValueError: more tokens than there are positions.
+    """
+    hidden = self.hidden_states(tokens, mask).astype(jnp.float32)
+    if self.config.pooling == "cls":
+      pooled = hidden[:, 0]
+    else:
+      weights = mask.astype(jnp.float32)[..., None]
+      pooled = jnp.sum(hidden * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+    if self.config.normalize:
+      # The maximum stands inside the root: the gradient of a norm at 0 would be NaN.
+      pooled = pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True), 1e-24))
+    return pooled
+
+
+def _dense(x: Float[Array, "NT i"], kernel: nnx.Param[Array], bias: nnx.Param[Array]) -> Float[Array, "NT o"]:
+  return x @ kernel[...].astype(x.dtype) + bias[...].astype(x.dtype)
+
+
+def _layer_norm(
+  x: Float[Array, "*rows D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
+) -> Float[Array, "*rows D"]:
+  h = x.astype(jnp.float32)
+  h = h - jnp.mean(h, axis=-1, keepdims=True)
+  h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps)
+  return (h * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
