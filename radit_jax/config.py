@@ -236,8 +236,10 @@ class RetrieveConfig:
     encoder: Hugging Face directory of the query encoder.
     out: directory of the retrieved-example store.
     k: passages per question.
+    limit: at most this many questions, drawn by seed; None for all.
     verify: "full" checks the index's hashes, "sizes" its sizes.
     batch_size: questions per encoder call.
+    seed: draw of the limited questions.
     mesh: devices.
   """
 
@@ -247,12 +249,15 @@ class RetrieveConfig:
   encoder: str
   out: str
   k: int = 10
+  limit: int | None = None
   verify: Verify = "full"
   batch_size: int = 64
+  seed: int = 0
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
     _at_least(self, "k", 1)
+    _at_least(self, "limit", 1)
     _at_least(self, "batch_size", 1)
 
 
@@ -385,10 +390,11 @@ class EvaluateConfig:
     out: JSON file of the figures and the answers.
     mode: "retrieval" mixes the top k by eq. 2, "closed_book" gives no passage, "gold" gives the gold passage alone.
     k: passages mixed.
+    limit: answer at most this many questions, drawn by seed; None for all. Recall is always over all of them.
     prompt: how rows are rendered.
     batch_size: questions per step.
     bootstrap_samples: resamples behind each interval.
-    seed: draw of the resamples.
+    seed: draw of the resamples and of the limited questions.
     dtype: the generator's computation type.
     mesh: devices.
   """
@@ -399,6 +405,7 @@ class EvaluateConfig:
   out: str
   mode: EvaluationMode = "retrieval"
   k: int = 10
+  limit: int | None = None
   prompt: PromptConfig = PromptConfig()
   batch_size: int = 16
   bootstrap_samples: int = 1000
@@ -409,6 +416,7 @@ class EvaluateConfig:
   def __post_init__(self) -> None:
     _at_least(self, "k", 1)
     _at_least(self, "batch_size", 1)
+    _at_least(self, "limit", 1)
     _at_least(self, "bootstrap_samples", 10)
     _one_of(self, "mode", EvaluationMode)
 

@@ -111,7 +111,14 @@ def answer_questions(
   with jax.set_mesh(mesh):
     for batch in _batches(order, batch_size):
       found = _answer_batch(
-        generator, tokenizer, prompt, [(queries[i], *rendered[i]) for i in batch], k, score_temperature, batch_size, mesh
+        generator,
+        tokenizer,
+        prompt,
+        [(queries[i], *rendered[i]) for i in batch],
+        k,
+        score_temperature,
+        batch_size,
+        mesh,
       )
       answers.update(zip(batch, found, strict=True))
       progress(stage, len(answers), len(queries), "questions")
@@ -212,7 +219,8 @@ def _answer_batch(
         log_likelihood=float(mixture[b, best]),
         passage=int(np.argmax(joint[b, best])) if query.passages else None,
         candidates=tuple(
-          Candidate(texts[b][c], float(mixture[b, c]), tuple(likelihoods[b, c, : len(prompts)].tolist())) for c in ranked
+          Candidate(texts[b][c], float(mixture[b, c]), tuple(likelihoods[b, c, : len(prompts)].tolist()))
+          for c in ranked
         ),
         gold_log_likelihood=float(mixture[b, len(texts[b])]) if gold else None,
       )

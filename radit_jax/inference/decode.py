@@ -29,9 +29,7 @@ class Prefilled:
 
 
 @functools.partial(jax.jit, static_argnames="max_new_tokens")
-def prefill(
-  generator: Any, tokens: Int[Array, "N T"], lengths: Int[Array, "N"], *, max_new_tokens: int
-) -> Prefilled:
+def prefill(generator: Any, tokens: Int[Array, "N T"], lengths: Int[Array, "N"], *, max_new_tokens: int) -> Prefilled:
   """Runs right-padded prompts through the generator once.
 
   Args:

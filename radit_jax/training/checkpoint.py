@@ -26,9 +26,12 @@ class Checkpoints:
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
 
-    best = policies.BestN(get_metric_fn=lambda m: m["dev_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    best = policies.BestN(
+      get_metric_fn=lambda m: m["dev_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+    )
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
+      item_handlers=ocp.StandardCheckpointHandler(),  # without it, metadata of an older run cannot be read
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         best_fn=lambda m: m["dev_loss"],
@@ -65,9 +68,7 @@ class Checkpoints:
     """
     import orbax.checkpoint as ocp
 
-    wanted = {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in _named(like).items()
-    }
+    wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in _named(like).items()}
     stored = self._manager.item_metadata(step)
     shapes = {name: tuple(m.shape) for name, m in dict(stored).items()}
     for name, want in wanted.items():

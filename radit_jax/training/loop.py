@@ -20,7 +20,15 @@ from radit_jax.errors import Preempted, TrainingError, UserError
 from radit_jax.progress import Progress, silent
 from radit_jax.training.checkpoint import Checkpoints
 from radit_jax.training.metrics import MetricsWriter
-from radit_jax.training.step import Objective, StepFigures, evaluate_step, init_state, learning_rate, make_optimizer, train_step
+from radit_jax.training.step import (
+  Objective,
+  StepFigures,
+  evaluate_step,
+  init_state,
+  learning_rate,
+  make_optimizer,
+  train_step,
+)
 
 #: Example ids and the batch of arrays made of them.
 Batch = tuple[tuple[str, ...], Any]
@@ -125,6 +133,7 @@ def train(
         writer.write(0, dev_loss=dev_loss())
       step, since, clock = start, 0, time.monotonic()
       pending: tuple[tuple[str, ...], StepFigures] | None = None
+      best = checkpoints.best_loss()
       since_best = _steps_without_improvement(checkpoints, start, loop)
       finished = start >= total_steps or (loop.patience is not None and since_best >= loop.patience)
       source = iter(()) if finished else batches(start)
@@ -155,8 +164,8 @@ def train(
           value = dev_loss()
           if value is not None:
             writer.write(step, dev_loss=value)
-            best = checkpoints.best_loss()
             since_best = 0 if best is None or value < best else since_best + 1
+            best = value if best is None else min(best, value)
           checkpoints.save(step, state, dev_loss=value)
           clock = time.monotonic()
         if last or (loop.patience is not None and since_best >= loop.patience):

@@ -14,7 +14,6 @@ from jaxtyping import Array
 
 from radit_jax import losses, sharding
 from radit_jax.config import OptimizerConfig
-from radit_jax.models.dual_encoder import DualEncoder
 from radit_jax.parallel_context import Generator, LSRBatch, ParallelContextBatch, answer_log_likelihoods
 
 #: ``objective(model, batch) -> (sum, count)``, float32 scalars: the loss is sum / count over the global batch.
@@ -121,8 +120,8 @@ def contrastive_objective(
   return jnp.sum(values), jnp.sum(jnp.any(positive & where, axis=-1)).astype(jnp.float32)
 
 
-def pair_objective(encoders: DualEncoder, batch: PairBatch) -> tuple[Array, Array]:
-  """Contrastive warm start of both encoders: passage b is the positive of query b, all others are negatives."""
+def pair_objective(encoders: Any, batch: PairBatch) -> tuple[Array, Array]:
+  """Contrastive warm start of both sides of a DualEncoder: passage b is the positive of query b, the others are negatives."""
   queries = encoders.encode_queries(batch.query_tokens, batch.query_mask)
   passages = encoders.encode_passages(batch.passage_tokens, batch.passage_mask)
   scores = jnp.einsum("be,ne->bn", queries, passages, precision=jax.lax.Precision.HIGHEST)
@@ -203,7 +202,7 @@ def train_step(
     return total / jnp.maximum(count, 1.0), (total, count)
 
   (_, (total, count)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.model)
-  norm = optax.global_norm(gradients)
+  norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(total) & jnp.isfinite(norm)
   updates, optimizer_state = update(gradients, state.optimizer_state, state.model)
   model = optax.apply_updates(state.model, updates)

@@ -1,0 +1,304 @@
+"""``radit <verb>``: parse, call one function, print what it returns. The only module that reads a command line."""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import functools
+import importlib
+import io
+import os
+import pathlib
+import re
+import runpy
+import sys
+import traceback
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import radit_jax
+from radit_jax import config as configs
+from radit_jax import display
+from radit_jax.errors import Preempted, TrainingError, UserError
+
+#: Verb -> (module, function, config). A module is imported when its verb is called, so that --help is quick.
+VERBS: dict[str, tuple[str, str, type]] = {
+  "quickstart": ("radit_jax.quickstart", "quickstart", configs.QuickstartConfig),
+  "run": ("radit_jax.verbs.run", "run", configs.RunConfig),
+  "prepare": ("radit_jax.verbs.prepare", "prepare", configs.PrepareConfig),
+  "index": ("radit_jax.verbs.index", "index", configs.IndexConfig),
+  "retrieve": ("radit_jax.verbs.retrieve", "retrieve", configs.RetrieveConfig),
+  "score": ("radit_jax.verbs.score", "score", configs.ScoreConfig),
+  "train-generator": ("radit_jax.verbs.train_generator", "train_generator", configs.TrainGeneratorConfig),
+  "train-retriever": ("radit_jax.verbs.train_retriever", "train_retriever", configs.TrainRetrieverConfig),
+  "evaluate": ("radit_jax.verbs.evaluate", "evaluate", configs.EvaluateConfig),
+  "ask": ("radit_jax.verbs.ask", "ask", configs.AskConfig),
+  "inspect": ("radit_jax.verbs.inspect", "inspect", configs.InspectConfig),
+}
+#: Verb -> the option whose value may come first without its name: `radit inspect batch`.
+LEADING = {"ask": "question", "inspect": "what"}
+#: Faults of the machine or of a path, not of the program: no traceback helps.
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command line.
+
+  Args:
+    argv: without the program's name; None takes the process's.
+
+  Returns:
+    The exit status: 0, 2 a wrong call or wrong input (one line on stderr), 1 a fault, 75 preempted and can be started
+    again, 130 interrupted.
+  """
+  args = list(sys.argv[1:] if argv is None else argv)
+  try:
+    with _one_line_errors():
+      _run(args)
+      sys.stdout.flush()
+    return 0
+  except SystemExit as e:
+    return e.code if isinstance(e.code, int) else 1
+  except KeyboardInterrupt:
+    _say("radit: interrupted")
+    return 130
+  except BrokenPipeError:
+    # The reader (`| head`) has seen enough. The interpreter would flush stdout again on its way out, and complain.
+    with contextlib.suppress(OSError, ValueError):
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(args: list[str]) -> None:
+  if args and args[0] in ("--version", "-V"):
+    print(f"radit {radit_jax.__version__}")
+    return
+  if not args or args[0] in ("--help", "-h", "help"):
+    print(_overview(), file=sys.stdout if args else sys.stderr)
+    raise SystemExit(0 if args else 2)
+  verb = args[0].replace("_", "-")
+  if verb not in VERBS:
+    raise UserError(f"no verb {args[0]!r}; {_nearest(verb, VERBS)}")
+  module, function, _ = VERBS[verb]
+  config = parse(verb, args[1:])
+  display.quiet_libraries()
+  with display.Display() as progress:
+    result = getattr(importlib.import_module(module), function)(config, progress=progress)
+  print(result.summary() if hasattr(result, "summary") else result)
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+  """What the caller can fix becomes one line and its exit status; a fault keeps its traceback."""
+  try:
+    yield
+  except Preempted as e:
+    _say(f"radit: {e}")
+    raise SystemExit(75) from None
+  except (UserError, TrainingError) as e:
+    _say(f"radit: error: {e}")
+    raise SystemExit(2 if isinstance(e, UserError) else 1) from None
+  except OSError as e:
+    if e.errno not in _PATH_ERRORS or e.filename is None:
+      raise
+    _say(f"radit: error: {e.filename}: {e.strerror}")
+    raise SystemExit(1 if e.errno == errno.ENOSPC else 2) from None
+
+
+def _say(message: str) -> None:
+  print(" ".join(message.split()), file=sys.stderr)
+
+
+def _overview() -> str:
+  lines = ["usage: radit <verb> [options]", "", "RA-DIT: retrieval-augmented dual instruction tuning.", "", "verbs:"]
+  lines += [f"  {verb:<16} {_first_line(config)}" for verb, (_, _, config) in VERBS.items()]
+  lines += ["", "`radit <verb> --help` shows its options. `radit --version` shows the version."]
+  return "\n".join(lines)
+
+
+def _first_line(config: type) -> str:
+  return (config.__doc__ or "").strip().splitlines()[0]
+
+
+def _nearest(name: str, names: typing.Iterable[str]) -> str:
+  near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
+  return f"the nearest is {near[0]!r}" if near else "there are none"
+
+
+# Parsing.
+
+
+def parse(verb: str, args: Sequence[str]) -> Any:
+  """The config of a verb from its command line, over a ``--config`` file if one is named.
+
+  Raises:
+    UserError: an option that does not exist (with the nearest name), or a value that the config refuses.
+    SystemExit: ``--help`` was asked for.
+
+  Example:
+    >>> parse("quickstart", ["--seed", "3"]).seed
+    3
+  """
+  import tyro
+
+  cls = VERBS[verb][2]
+  args, preset = _take_config(list(args))
+  if verb in LEADING and args and not args[0].startswith("-"):
+    args = [f"--{LEADING[verb]}", *args]
+  default = tyro.MISSING_NONPROP if preset is None else _preset_defaults(preset, verb, cls)
+  asks_help = any(a in ("-h", "--help") for a in args)
+  if not asks_help:
+    _check_options(verb, cls, args)
+  description = (
+    f"{_first_line(cls)}\n\n--config NAME_OR_PATH takes the defaults from a Python file ({_shipped_text()})."
+  )
+  if verb in LEADING:
+    description += f" The value of --{LEADING[verb]} may come first without its name."
+  printed = io.StringIO()
+  wide = contextlib.nullcontext() if asks_help else _environment(COLUMNS="10000")
+  try:
+    # Help is drawn to the terminal. Errors are drawn in boxes, wrapped: they are caught, and told in one line.
+    with contextlib.redirect_stderr(printed), wide:
+      return tyro.cli(cls, prog=f"radit {verb}", args=args, default=default, description=description)
+  except SystemExit as e:
+    if e.code in (0, None):
+      raise
+    refused = _chained(e, UserError)
+    raise UserError(str(refused) if refused else _unboxed(printed.getvalue(), f"radit {verb} --help")) from None
+
+
+def _chained(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+  """The error of this kind that led to ``error``; tyro reports a ValueError of a config's check by exiting."""
+  while error is not None and not isinstance(error, kind):
+    error = error.__context__
+  return error
+
+
+def _unboxed(text: str, help_command: str) -> str:
+  """First section of tyro's box, without frame, option descriptions (indented deeper) and line breaks."""
+  rows = [line.strip("│╭╮╰╯") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]]
+  section = []
+  for row in rows:
+    if row.strip().startswith("──"):
+      break
+    if not row.startswith("        "):
+      section.append(row.strip())
+  message = " ".join(section).removesuffix(".") or "wrong call"
+  return f"{message} ({help_command} shows the options)"
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+  before = {name: os.environ.get(name) for name in values}
+  os.environ.update(values)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def option_names(cls: type, prefix: str = "--") -> Iterator[str]:
+  """Every option of a config class, the nested ones dotted.
+
+  Example:
+    >>> list(option_names(configs.MeshConfig))
+    ['--data', '--fsdp', '--tensor']
+  """
+  hints = typing.get_type_hints(cls)
+  for field in dataclasses.fields(cls):
+    name = field.name.replace("_", "-")
+    if dataclasses.is_dataclass(hints[field.name]):
+      yield from option_names(typing.cast(type, hints[field.name]), f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}"
+      if hints[field.name] is bool:
+        yield f"{prefix}no-{name}"
+
+
+def _check_options(verb: str, cls: type, args: Sequence[str]) -> None:
+  known = [*option_names(cls), "--config"]
+  for arg in args:
+    named = re.match(r"--?[A-Za-z][\w.-]*(?==|$)", arg)
+    if named and named[0].replace("_", "-") not in known:
+      raise UserError(
+        f"radit {verb} has no option {named[0]}; {_nearest(named[0], known)} (radit {verb} --help shows the options)"
+      )
+
+
+# --config: a program its user wrote. Nothing else that radit reads is ever executed.
+
+
+def _config_directory() -> pathlib.Path:
+  """Inside the package in an installed wheel, beside it in a checkout."""
+  package = pathlib.Path(radit_jax.__file__).parent
+  return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def shipped_configs() -> list[str]:
+  """Names that ``--config`` takes without a path."""
+  return sorted(p.stem for p in _config_directory().glob("*.py") if p.stem != "__init__")
+
+
+def _shipped_text() -> str:
+  return f"shipped: {', '.join(shipped_configs())}"
+
+
+def _take_config(args: list[str]) -> tuple[list[str], str | None]:
+  """The arguments without ``--config X``, and X."""
+  rest, preset = [], None
+  words = iter(args)
+  for word in words:
+    if word == "--config":
+      preset = next(words, None)
+      if preset is None:
+        raise UserError(f"--config needs a name or a path ({_shipped_text()})")
+    elif word.startswith("--config="):
+      preset = word.removeprefix("--config=")
+    else:
+      rest.append(word)
+  return rest, preset
+
+
+def _preset_defaults(preset: str, verb: str, cls: type) -> Any:
+  """An instance of ``cls`` with the file's values, unchecked: what is left open is still to come from the options."""
+  import tyro
+
+  path = pathlib.Path(preset)
+  if not path.suffix and path.name == preset:
+    path = _config_directory() / f"{preset}.py"
+    if not path.is_file():
+      raise UserError(
+        f"--config {preset}: no such name; {_nearest(preset, shipped_configs())} (or give a path to a .py)"
+      )
+  if not path.is_file():
+    raise UserError(f"--config {path}: no such file")
+  try:
+    made = runpy.run_path(str(path)).get("config")
+  except UserError as e:
+    raise UserError(f"{path}: {e}") from None
+  except Exception as e:
+    line = getattr(e, "lineno", None) or traceback.extract_tb(e.__traceback__)[-1].lineno
+    raise UserError(f"{path}:{line}: {type(e).__name__}: {e}") from None
+  if isinstance(made, functools.partial) and not made.args:
+    kind, values = made.func, made.keywords
+  elif dataclasses.is_dataclass(made) and not isinstance(made, type):
+    kind, values = type(made), {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+  else:
+    raise UserError(f"{path}: needs `config = functools.partial({cls.__name__}, ...)`, or a {cls.__name__}")
+  if kind is not cls:
+    raise UserError(f"{path}: holds a {getattr(kind, '__name__', kind)}, `radit {verb}` takes a {cls.__name__}")
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for name in values:
+    if name not in fields:
+      raise UserError(f"{path}: {cls.__name__} has no field {name!r}; {_nearest(name, fields)}")
+  default: Any = object.__new__(cls)
+  for name, field in fields.items():
+    open_value = tyro.MISSING if field.default is dataclasses.MISSING else field.default
+    object.__setattr__(default, name, values.get(name, open_value))
+  return default
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,192 @@
+"""`radit prepare`: a corpus and questions become a passage store and a split that is made once and kept."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from radit_jax import files, runs
+from radit_jax.config import PrepareConfig
+from radit_jax.data.corpus import PassageStore, chunk, write_passages
+from radit_jax.data.sources import Example, read_corpus, read_examples
+from radit_jax.errors import UserError
+from radit_jax.evaluation.metrics import has_answer
+from radit_jax.progress import Progress, silent
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareResult:
+  """Where the stores lie, and what was counted.
+
+  Attributes:
+    passages: passage store.
+    split: directory of ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``.
+    num_documents: documents read.
+    num_passages: passages they were split into.
+    num_questions: questions of each split.
+    num_groups: groups of each split; no group is in two.
+    num_gold: questions whose gold passage is known.
+    skipped: bad lines left out (``on_error="skip"``).
+  """
+
+  passages: str
+  split: str
+  num_documents: int
+  num_passages: int
+  num_questions: dict[str, int]
+  num_groups: dict[str, int]
+  num_gold: int
+  skipped: int
+
+  def summary(self) -> str:
+    """A few lines for the command line."""
+    counts = ", ".join(f"{name} {n} ({self.num_groups[name]} groups)" for name, n in self.num_questions.items())
+    lines = [f"{self.num_passages} passages of {self.num_documents} documents: {self.passages}"]
+    lines.append(f"questions: {counts}; {self.num_gold} with a gold passage: {self.split}")
+    if self.skipped:
+      lines.append(f"{self.skipped} bad lines were left out")
+    return "\n".join(lines)
+
+
+def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareResult:
+  """Reads both files, splits documents into passages, and splits the questions by group.
+
+  Args:
+    config: see :class:`radit_jax.config.PrepareConfig`.
+    progress: see :class:`radit_jax.progress.Progress`.
+
+  Raises:
+    UserError: a missing, empty or malformed file (line named), duplicate ids, too few groups to split.
+  """
+  root = pathlib.Path(config.workdir)
+  passages, split = root / "passages", root / "split"
+  for path in (config.corpus, config.questions):
+    if not pathlib.Path(path).is_file():
+      raise UserError(f"{path}: no such file")
+  inputs = {"corpus": files.sha256_file(config.corpus), "questions": files.sha256_file(config.questions)}
+  wanted = runs.recipe(config, inputs=inputs)
+  if runs.finished(passages, "passages", wanted) and runs.finished(split, "split", wanted):
+    return PrepareResult(str(passages), str(split), **files.read_manifest(split, "split")["counts"])
+
+  skipped: collections.Counter[str] = collections.Counter()
+  documents = list(read_corpus(config.corpus, format=config.corpus_format, on_error=config.on_error, skipped=skipped))
+  examples = list(
+    read_examples(config.questions, format=config.questions_format, on_error=config.on_error, skipped=skipped)
+  )
+  progress("prepare", 1, 2, "files")
+  write_passages(
+    (piece for document in documents for piece in chunk(document, config.max_passage_words)),
+    passages,
+    manifest={"recipe": wanted},
+  )
+  store = PassageStore(passages)
+  document_of_text = {d.text: d.id for d in documents}
+  titles = {d.id: d.title for d in documents}
+  known = {d.id for d in documents}
+
+  rows: dict[str, list[dict[str, object]]] = {name: [] for name in SPLITS}
+  groups = [_group(e, config.split_by, document_of_text, titles) for e in examples]
+  assigned = _assign(groups, config)
+  num_gold = 0
+  for example, group in zip(examples, groups, strict=True):
+    gold = _gold_rows(example, store, document_of_text, known, config.questions)
+    num_gold += bool(gold)
+    rows[assigned[group]].append(
+      {
+        "id": example.id,
+        "question": example.instruction,
+        "answers": list(example.answers),
+        "query": example.query or example.instruction,
+        "group": group,
+        "gold_rows": gold,
+      }
+    )
+  counts = {
+    "num_documents": len(documents),
+    "num_passages": len(store),
+    "num_questions": {name: len(r) for name, r in rows.items()},
+    "num_groups": {name: sum(s == name for s in assigned.values()) for name in SPLITS},
+    "num_gold": num_gold,
+    "skipped": sum(skipped.values()),
+  }
+  with files.atomic_directory(split) as out:
+    for name, lines in rows.items():
+      text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+      (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    files.write_manifest(out, "split", {"recipe": wanted, "counts": counts})
+  progress("prepare", 2, 2, "files")
+  return PrepareResult(str(passages), str(split), **counts)
+
+
+def _group(example: Example, split_by: str, document_of_text: dict[str, str], titles: dict[str, str]) -> str:
+  """What must not be shared between the splits."""
+  if split_by != "auto":
+    if split_by not in example.metadata:
+      raise UserError(f"question {example.id}: no metadata field {split_by!r} to split by")
+    return str(example.metadata[split_by])
+  if example.group is not None:
+    return example.group
+  document = next(iter(example.gold_passage_ids), None) or document_of_text.get(example.own_context or "")
+  if document is not None:
+    return titles.get(document) or document
+  return example.id
+
+
+def _assign(groups: list[str], config: PrepareConfig) -> dict[str, str]:
+  """Group -> split, by a seeded shuffle of the groups, sized by questions."""
+  sizes = collections.Counter(groups)
+  if len(sizes) < len(SPLITS):
+    raise UserError(
+      f"{config.questions}: {len(sizes)} group(s) of questions, but train, dev and test need one each; "
+      "set --split-by to a finer metadata field"
+    )
+  order = sorted(sizes)
+  np.random.default_rng(config.seed).shuffle(order)
+  out: dict[str, str] = {}
+  remaining = iter(order)
+  for name, fraction in (("test", config.test_fraction), ("dev", config.dev_fraction)):
+    taken = 0
+    while taken < fraction * len(groups) and len(sizes) - len(out) > (2 if name == "test" else 1):
+      group = next(remaining)
+      out[group] = name
+      taken += sizes[group]
+  return out | {group: "train" for group in remaining}
+
+
+def _gold_rows(
+  example: Example, store: PassageStore, document_of_text: dict[str, str], known: set[str], path: str
+) -> list[int]:
+  """Rows of the gold passages; of a document in several pieces, those that hold an answer, else all."""
+  documents = list(example.gold_passage_ids)
+  if example.own_context in document_of_text:
+    documents.append(document_of_text[example.own_context])
+  rows: list[int] = []
+  for document in dict.fromkeys(documents):
+    if document not in known:
+      raise UserError(f"{path}: question {example.id} names passage {document!r}, which the corpus does not hold")
+    pieces = store.rows_of_document(document)
+    if len(pieces) > 1:
+      holding = [r for r in pieces if has_answer(store[r].text, example.answers)]
+      pieces = tuple(holding or pieces)
+    rows += pieces
+  return rows
+
+
+def read_split(path: str) -> list[dict[str, object]]:
+  """Questions of one split file, as `prepare` wrote them.
+
+  Raises:
+    UserError: the file is missing or empty, or lies in a directory whose manifest it does not match.
+  """
+  p = pathlib.Path(path)
+  if not p.is_file():
+    raise UserError(f"{p}: no such file; `radit prepare` makes it")
+  files.read_manifest(p.parent, "split", verify="full")
+  lines = [json.loads(line) for line in p.read_text(encoding="utf-8").splitlines()]
+  if not lines:
+    raise UserError(f"{p}: no questions in this split")
+  return lines

@@ -1,0 +1,383 @@
+"""`radit run`: the verbs in the order of the recipe, on a user's files, and the table of what each tuning brought."""
+
+import contextlib
+import dataclasses
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from radit_jax import files
+from radit_jax.config import (
+  EvaluateConfig,
+  IndexConfig,
+  PrepareConfig,
+  RetrieveConfig,
+  RunConfig,
+  ScoreConfig,
+  TrainGeneratorConfig,
+  TrainRetrieverConfig,
+)
+from radit_jax.data.corpus import PassageStore
+from radit_jax.evaluation.metrics import paired_bootstrap
+from radit_jax.evaluation.report import format_table, write_report_html
+from radit_jax.progress import Progress, silent
+from radit_jax.training.metrics import read_metrics
+from radit_jax.verbs.evaluate import EvaluateResult, evaluate
+from radit_jax.verbs.index import index
+from radit_jax.verbs.prepare import prepare
+from radit_jax.verbs.retrieve import retrieve
+from radit_jax.verbs.score import score
+from radit_jax.verbs.train_generator import train_generator
+from radit_jax.verbs.train_retriever import train_retriever
+
+LABELS = {
+  "closed_book": "closed book",
+  "base": "base + retrieval (eq. 2, untuned)",
+  "it": "plain instruction tuning + retrieval",
+  "lm_ft": "+ LM-ft (RALT)",
+  "r_ft": "+ R-ft (LSR)",
+  "ra_dit": "RA-DIT (both)",
+  "ra_dit_gold": "RA-DIT, gold passage given",
+  "r_ft_shuffled": "control: R-ft, shuffled teacher",
+  "r_ft_contrastive": "baseline: R-ft, contrastive on gold passages",
+}
+#: Pairs whose difference the report states: what each tuning brought, and what the other one added to it.
+COMPARISONS = (("lm_ft", "base"), ("r_ft", "base"), ("ra_dit", "base"), ("ra_dit", "lm_ft"), ("ra_dit", "r_ft"))
+NO_FIGURES = {
+  "exact_match": None,
+  "exact_match_ci": None,
+  "f1": None,
+  "recall@1": None,
+  "recall@5": None,
+  "recall@10": None,
+  "answer_log_likelihood": None,
+  "n": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+  """What a whole run leaves.
+
+  Attributes:
+    report: as `report.json` holds it.
+    report_json: its path.
+    report_html: the page for people.
+    generator: Hugging Face directory of the tuned generator.
+    query_encoder: Hugging Face directory of the tuned query encoder.
+  """
+
+  report: dict[str, Any]
+  report_json: str
+  report_html: str
+  generator: str
+  query_encoder: str
+
+  def summary(self) -> str:
+    """The table, where everything is, and what to do next."""
+    root = pathlib.Path(self.report_json).parent
+    return "\n".join(
+      [
+        format_table(self.report),
+        "",
+        f"report         {self.report_html}  ({self.report_json})",
+        f"generator      {self.generator}",
+        f"query encoder  {self.query_encoder}",
+        "",
+        "next: ask the tuned pair a question",
+        f"  radit ask --generator {self.generator} --encoder {self.query_encoder} --index {root}/index "
+        f"--passages {root}/passages --question '...'",
+      ]
+    )
+
+
+class _Stages:
+  """Seconds of each stage; a stage that is found finished keeps the time it took when it ran."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self.seconds: dict[str, float] = files.read_json(path) if path.exists() else {}
+
+  @contextlib.contextmanager
+  def __call__(self, name: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    self.seconds[name] = round(max(self.seconds.get(name, 0.0), time.monotonic() - start), 2)
+    files.write_json(self._path, self.seconds)
+
+
+def run(
+  config: RunConfig,
+  *,
+  judge: Callable[[dict[str, Any]], str | None] = lambda rows: None,
+  title: str = "RA-DIT",
+  progress: Progress = silent,
+) -> RunResult:
+  """Runs the recipe; every stage that is already there, made by the same options, is kept.
+
+  Args:
+    config: see :class:`radit_jax.config.RunConfig`.
+    judge: looks at the rows and returns why the comparison is void, or None.
+    title: heading of the report.
+    progress: see :class:`radit_jax.progress.Progress`.
+
+  Raises:
+    UserError: whatever is wrong with the input, or options that differ from those of the run in ``workdir``.
+  """
+  root = pathlib.Path(config.workdir)
+  root.mkdir(parents=True, exist_ok=True)
+  stages = _Stages(root / "stages.json")
+  data = _Data(config, root, stages, progress)
+  data.make()
+
+  with stages("train generator"):
+    tuned = train_generator(data.generator_config("ralt"), progress=progress).generator
+  teacher = {"base": config.generator, "tuned": tuned}.get(config.teacher, config.teacher)
+  with stages("score"):
+    for split in ("train", "dev"):
+      score(data.score_config(split, teacher), progress=progress)
+  with stages("train retriever"):
+    query_encoder = train_retriever(data.retriever_config("lsr"), progress=progress).query_encoder
+  with stages("retrieve again"):
+    data.retrieve("test", "lsr", query_encoder)
+
+  rows: dict[str, dict[str, Any]] = {}
+  results: dict[str, EvaluateResult] = {}
+  plan = [
+    ("closed_book", config.generator, "base", "closed_book"),
+    ("base", config.generator, "base", "retrieval"),
+    ("lm_ft", tuned, "base", "retrieval"),
+    ("r_ft", config.generator, "lsr", "retrieval"),
+    ("ra_dit", tuned, "lsr", "retrieval"),
+  ]
+  notes = [f"Teacher of the retriever: {config.teacher}. Passages mixed: {config.k}."]
+  if data.all_gold():
+    plan.append(("ra_dit_gold", tuned, "base", "gold"))
+  else:
+    notes.append("No row with the gold passage: not every test question names one.")
+  if config.controls:
+    with stages("controls"):
+      plain = train_generator(data.generator_config("it"), progress=progress).generator
+      plan.append(("it", plain, "base", "retrieval"))
+      controls = ["shuffled"] + (["contrastive"] if data.all_gold() else [])
+      for name in controls:
+        encoder = train_retriever(data.retriever_config(name), progress=progress).query_encoder
+        recall = data.retrieve("test", name, encoder)
+        rows[f"r_ft_{name}"] = NO_FIGURES | {f"recall@{k}": v for k, v in recall.items()} | {"n": data.counts["test"]}
+  with stages("evaluate"):
+    for name, generator, retriever, mode in plan:
+      results[name] = evaluate(data.evaluate_config(name, generator, retriever, mode), progress=progress)
+      rows[name] = results[name].row()
+  ordered = {
+    n: {"label": LABELS[n], **rows.get(n, NO_FIGURES)} for n in LABELS if n in rows or not n.startswith("r_ft_")
+  }
+  report = {
+    "title": title,
+    "rows": ordered,
+    "comparisons": _comparisons(results, config.seed),
+    "void": judge(ordered),
+    "notes": notes,
+    "seed": config.seed,
+    "wall_s": round(sum(stages.seconds.values()), 1),
+    "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "stages": stages.seconds,
+    "curves": {name: _curve(root / name / "metrics.jsonl") for name in ("train_generator", "train_retriever")},
+    "examples": _examples(results["base"], results["ra_dit"], PassageStore(root / "passages")),
+  }
+  files.write_json(root / "report.json", report)
+  write_report_html(report, root / "report.html")
+  return RunResult(report, str(root / "report.json"), str(root / "report.html"), tuned, query_encoder)
+
+
+class _Data:
+  """Where each stage's files lie, and the configs that make them: one place, so that all stages agree."""
+
+  def __init__(self, config: RunConfig, root: pathlib.Path, stages: _Stages, progress: Progress):
+    self.config, self.root, self.stages, self.progress = config, root, stages, progress
+    self.counts: dict[str, int] = {}
+    self._num_gold = 0
+
+  def make(self) -> None:
+    """prepare, index, and retrieve every split with the base retriever."""
+    c = self.config
+    with self.stages("prepare"):
+      prepared = prepare(
+        PrepareConfig(
+          workdir=c.workdir,
+          corpus=c.corpus,
+          questions=c.questions,
+          corpus_format=c.corpus_format,
+          questions_format=c.questions_format,
+          max_passage_words=c.max_passage_words,
+          split_by=c.split_by,
+          dev_fraction=c.dev_fraction,
+          test_fraction=c.test_fraction,
+          seed=c.seed,
+        ),
+        progress=self.progress,
+      )
+    self.counts = prepared.num_questions
+    self._num_gold = prepared.num_gold
+    with self.stages("index"):
+      index(
+        IndexConfig(
+          passages=self._path("passages"),
+          encoder=c.encoder,
+          embeddings=self._path("embeddings"),
+          index=self._path("index"),
+          backend=c.backend,
+          batch_size=c.encode_batch_size,
+          mesh=c.mesh,
+        ),
+        progress=self.progress,
+      )
+    with self.stages("retrieve"):
+      for split in ("train", "dev", "test"):
+        self.retrieve(split, "base", c.encoder)
+
+  def _path(self, *parts: str) -> str:
+    return str(self.root.joinpath(*parts))
+
+  def all_gold(self) -> bool:
+    """Whether every question names its gold passage."""
+    return self._num_gold == sum(self.counts.values())
+
+  def retrieve(self, split: str, name: str, encoder: str) -> dict[int, float]:
+    """Retrieves one split with one query encoder; returns recall by k."""
+    c = self.config
+    result = retrieve(
+      RetrieveConfig(
+        questions=self._path("split", f"{split}.jsonl"),
+        passages=self._path("passages"),
+        index=self._path("index"),
+        encoder=encoder,
+        out=self._path("retrieved", name, split),
+        k=c.k,
+        limit={"train": c.train_questions, "dev": c.dev_questions, "test": None}[split],
+        batch_size=c.encode_batch_size,
+        seed=c.seed,
+        mesh=c.mesh,
+      ),
+      progress=self.progress,
+    )
+    return result.recall
+
+  def generator_config(self, method: str) -> TrainGeneratorConfig:
+    """RALT ("ralt"), or plain instruction tuning ("it") for as many steps."""
+    c = self.config
+    return TrainGeneratorConfig(
+      workdir=self._path("train_generator" if method == "ralt" else f"train_generator_{method}"),
+      generator=c.generator,
+      retrieved=self._path("retrieved", "base", "train"),
+      dev_retrieved=self._path("retrieved", "base", "dev"),
+      passages=self._path("passages"),
+      method=method,  # type: ignore[arg-type]
+      k=c.k_train,
+      prompt=c.prompt,
+      optimizer=c.generator_tuning.optimizer,
+      loop=dataclasses.replace(c.generator_tuning.loop, seed=c.seed),
+      dtype=c.dtype,
+      mesh=c.mesh,
+    )
+
+  def score_config(self, split: str, teacher: str) -> ScoreConfig:
+    """The teacher's scores of one split."""
+    c = self.config
+    return ScoreConfig(
+      generator=teacher,
+      retrieved=self._path("retrieved", "base", split),
+      passages=self._path("passages"),
+      out=self._path("scores", split),
+      k=c.k,
+      prompt=c.prompt,
+      batch_size=c.score_batch_size,
+      dtype=c.dtype,
+      mesh=c.mesh,
+    )
+
+  def retriever_config(self, name: str) -> TrainRetrieverConfig:
+    """LSR ("lsr"), LSR with a shuffled teacher ("shuffled"), or the contrastive baseline ("contrastive")."""
+    c = self.config
+    return TrainRetrieverConfig(
+      workdir=self._path("train_retriever" if name == "lsr" else f"train_retriever_{name}"),
+      encoder=c.encoder,
+      retrieved=self._path("retrieved", "base", "train"),
+      dev_retrieved=self._path("retrieved", "base", "dev"),
+      index=self._path("index"),
+      scores=self._path("scores", "train"),
+      dev_scores=self._path("scores", "dev"),
+      loss="contrastive" if name == "contrastive" else "lsr",
+      k=c.k,
+      score=c.score,
+      lm_temperature=c.lm_temperature,
+      shuffle_teacher=name == "shuffled",
+      optimizer=c.retriever_tuning.optimizer,
+      loop=dataclasses.replace(c.retriever_tuning.loop, seed=c.seed),
+      mesh=c.mesh,
+    )
+
+  def evaluate_config(self, name: str, generator: str, retriever: str, mode: str) -> EvaluateConfig:
+    """One row of the table."""
+    c = self.config
+    return EvaluateConfig(
+      generator=generator,
+      retrieved=self._path("retrieved", retriever, "test"),
+      passages=self._path("passages"),
+      out=self._path("evaluation", f"{name}.json"),
+      mode=mode,  # type: ignore[arg-type]
+      k=c.k,
+      limit=c.test_questions,
+      prompt=c.prompt,
+      batch_size=c.answer_batch_size,
+      seed=c.seed,
+      dtype=c.dtype,
+      mesh=c.mesh,
+    )
+
+
+def _comparisons(results: dict[str, EvaluateResult], seed: int) -> list[dict[str, Any]]:
+  """Paired differences of exact match, with their intervals."""
+  out = []
+  for one, other in COMPARISONS:
+    a = [line["exact_match"] for line in results[one].answers]
+    b = [line["exact_match"] for line in results[other].answers]
+    difference, low, high = paired_bootstrap(a, b, samples=1000, seed=seed)
+    label = f"{LABELS[one]} over {LABELS[other]}"
+    out.append({"label": label, "difference": float(difference), "ci": [float(low), float(high)]})
+  return out
+
+
+def _curve(path: pathlib.Path) -> dict[str, list[float]]:
+  lines = read_metrics(path)
+  return {
+    "steps": [line["step"] for line in lines if line.get("loss") is not None],
+    "loss": [line["loss"] for line in lines if line.get("loss") is not None],
+    "dev_steps": [line["step"] for line in lines if line.get("dev_loss") is not None],
+    "dev_loss": [line["dev_loss"] for line in lines if line.get("dev_loss") is not None],
+  }
+
+
+def _examples(base: EvaluateResult, tuned: EvaluateResult, passages: PassageStore) -> list[dict[str, Any]]:
+  """Questions for people to look at: half that tuning put right, half drawn from all the others."""
+  pairs = list(zip(base.answers, tuned.answers, strict=True))
+  gained = [i for i, (b, t) in enumerate(pairs) if t["exact_match"] > b["exact_match"]][:4]
+  others = [i for i in range(len(pairs)) if i not in gained]
+  drawn = np.random.default_rng(0).permutation(others)[: 8 - len(gained)].tolist() if others else []
+  out = []
+  for i in [*gained, *sorted(drawn)]:
+    before, after = pairs[i]
+    passage = passages[after["passage_row"]]
+    out.append(
+      {
+        "question": after["question"],
+        "answers": after["answers"],
+        "baseline_prediction": before["prediction"],
+        "prediction": after["prediction"],
+        "passage": f"{passage.title}: {passage.text}" if passage.title else passage.text,
+      }
+    )
+  return out

@@ -1,0 +1,229 @@
+"""The one loop: resume, checkpoints, non-finite steps, early stop, SIGTERM; on a linear model small enough to see through."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from radit_jax.config import LoopConfig, MeshConfig, OptimizerConfig
+from radit_jax.errors import Preempted, TrainingError, UserError
+from radit_jax.sharding import make_mesh
+from radit_jax.training.loop import train
+from radit_jax.training.metrics import read_metrics
+from radit_jax.training.step import init_state, make_optimizer, train_step
+
+OPTIMIZER = OptimizerConfig(peak_lr=0.1, floor_lr=0.01, warmup_steps=2, weight_decay=0.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Linear:
+  w: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Points:
+  x: np.ndarray
+  y: np.ndarray
+
+
+def squared_error(model, batch):
+  return jnp.sum((batch.x @ model.w - batch.y) ** 2), jnp.float32(batch.y.shape[0])
+
+
+def nothing(model, batch):
+  return jnp.sum(model.w) * 0.0, jnp.float32(0)
+
+
+def batch_of(step, *, poison=()):
+  rng = np.random.default_rng(step)
+  x = rng.normal(size=(8, 3)).astype(np.float32)
+  y = x @ np.array([1.0, -2.0, 0.5], np.float32)
+  if step in poison:
+    y[0] = np.nan
+  return (f"example-{step}",), Points(x, y)
+
+
+def batches(start, **kwargs):
+  return (batch_of(step, **kwargs) for step in itertools.count(start))
+
+
+def run(workdir, *, steps=12, objective=squared_error, source=batches, dev=True, **loop):
+  return train(
+    Linear(jnp.zeros(3)),
+    objective,
+    source,
+    total_steps=steps,
+    loop=LoopConfig(**{"batch_size": 8, "log_every": 1, "evaluate_every": 4, **loop}),
+    optimizer=OPTIMIZER,
+    mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+    workdir=workdir,
+    dev_batches=(lambda: [batch_of(10_000)]) if dev else None,
+  )
+
+
+def losses(workdir):
+  return {m["step"]: m["loss"] for m in read_metrics(workdir / "metrics.jsonl") if "loss" in m}
+
+
+def test_loss_falls_and_best_model_is_returned(tmp_path):
+  result = run(tmp_path, steps=40)
+  seen = losses(tmp_path)
+  assert seen[40] < 0.1 * seen[1]
+  dev = {m["step"]: m["dev_loss"] for m in read_metrics(tmp_path / "metrics.jsonl") if "dev_loss" in m}
+  assert result.best_step == min((s for s in dev if s), key=lambda s: dev[s])
+  _, points = batch_of(10_000)
+  again = float(squared_error(result.model, points)[0]) / 8
+  np.testing.assert_allclose(again, result.best_dev_loss, rtol=1e-5)
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+  whole = run(tmp_path / "whole", dev=False)
+
+  def killed(start):
+    for step in itertools.count(start):
+      if step == 7:
+        raise KeyboardInterrupt
+      yield batch_of(step)
+
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path / "cut", source=killed, dev=False)
+  starts = []
+
+  def resumed(start):
+    starts.append(start)
+    return batches(start)
+
+  again = run(tmp_path / "cut", source=resumed, dev=False)
+  assert starts == [4]  # the last checkpoint, not the beginning
+  np.testing.assert_array_equal(np.asarray(whole.model.w), np.asarray(again.model.w))
+  assert losses(tmp_path / "whole") == losses(tmp_path / "cut")  # every step once, with the same loss
+
+
+def test_finished_run_is_not_run_again(tmp_path):
+  first = run(tmp_path)
+
+  def never(start):
+    raise AssertionError("no batch may be drawn")
+
+  second = run(tmp_path, source=never)
+  np.testing.assert_array_equal(np.asarray(first.model.w), np.asarray(second.model.w))
+  assert second.best_step == first.best_step
+
+
+def test_non_finite_step_changes_nothing_but_its_counter():
+  mesh = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
+  optimizer = make_optimizer(OPTIMIZER, 10)
+  state = init_state(Linear(jnp.zeros(3)), optimizer, mesh)
+  for step in range(3):
+    state, figures = train_step(state, batch_of(step)[1], objective=squared_error, update=optimizer.update)
+    assert bool(figures.finite)
+  before = jax.tree.map(np.asarray, state)
+  state, figures = train_step(state, batch_of(3, poison={3})[1], objective=squared_error, update=optimizer.update)
+  assert not bool(figures.finite)
+  assert int(state.nonfinite_steps) == 1
+  after = jax.tree.map(np.asarray, state)
+  jax.tree.map(
+    np.testing.assert_array_equal, (before.model, before.optimizer_state), (after.model, after.optimizer_state)
+  )
+
+
+def test_poisoned_step_leaves_the_weights_of_the_step_before(tmp_path):
+  poisoned = run(
+    tmp_path, steps=1, dev=False, source=lambda start: (batch_of(s, poison={0}) for s in itertools.count(start))
+  )
+  np.testing.assert_array_equal(np.asarray(poisoned.model.w), np.zeros(3))
+
+
+def test_repeated_non_finite_steps_stop_the_run_with_the_ids(tmp_path):
+  with pytest.raises(TrainingError, match=r"step 6: .*limit 2.*example-5"):
+    run(
+      tmp_path,
+      steps=20,
+      max_nonfinite_steps=2,
+      source=lambda start: (batch_of(s, poison={4, 5}) for s in itertools.count(start)),
+    )
+
+
+def test_batch_without_anything_to_train_on_is_named(tmp_path):
+  with pytest.raises(UserError, match="step 1: nothing to train on .* example-0"):
+    run(tmp_path, objective=nothing, dev=False)
+
+
+def test_patience_stops_early(tmp_path):
+  def diverging(model, batch):
+    return -jnp.sum(model.w) + 0.0 * jnp.sum(batch.x), jnp.float32(1)
+
+  train_up = train(
+    Linear(jnp.zeros(3)),
+    diverging,
+    batches,
+    total_steps=100,
+    loop=LoopConfig(batch_size=8, evaluate_every=2, patience=3),
+    optimizer=OPTIMIZER,
+    mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+    workdir=tmp_path,
+    # The dev loss is the training loss of the opposite sign: it only gets worse.
+    dev_batches=None,
+  )
+  assert train_up.steps == 100  # without dev losses patience has nothing to go by
+  stopped = run(tmp_path / "early", steps=100, evaluate_every=2, patience=3, source=lambda s: _away(s))
+  assert stopped.steps < 100
+  assert stopped.best_step < stopped.steps
+
+
+def _away(start):
+  """Batches whose targets lie opposite to the dev targets, so that training makes the dev loss worse."""
+  for step in itertools.count(start):
+    ids, points = batch_of(step)
+    yield ids, Points(points.x, -points.y)
+
+
+def test_sigterm_saves_and_the_same_call_continues(tmp_path):
+  whole = run(tmp_path / "whole", dev=False)
+
+  def interrupted(start):
+    for step in itertools.count(start):
+      if step == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch_of(step)
+
+  with pytest.raises(Preempted, match="step 6 of 12"):
+    run(tmp_path / "cut", source=interrupted, dev=False)
+  again = run(tmp_path / "cut", dev=False)
+  np.testing.assert_array_equal(np.asarray(whole.model.w), np.asarray(again.model.w))
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+  run(tmp_path)
+  with pytest.raises(UserError, match=r"\(3,\), this run needs \(5,\)"):
+    train(
+      Linear(jnp.zeros(5)),
+      squared_error,
+      batches,
+      total_steps=20,
+      loop=LoopConfig(batch_size=8),
+      optimizer=OPTIMIZER,
+      mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+      workdir=tmp_path,
+    )
+
+
+def test_only_newest_and_best_checkpoints_are_kept(tmp_path):
+  run(tmp_path, steps=40, keep=1)
+  kept = [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+  assert 1 <= len(kept) <= 2
+  assert "40" in kept
+
+
+def test_metrics_lines_are_whole_json(tmp_path):
+  run(tmp_path)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == sorted(json.loads(line)["step"] for line in lines)
