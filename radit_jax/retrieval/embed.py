@@ -1,0 +1,267 @@
+"""Texts to embeddings: sorted by length, run through the encoder in few shapes, finished shards kept."""
+
+import collections
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from radit_jax import files
+from radit_jax.errors import UserError
+from radit_jax.progress import Progress, silent
+from radit_jax.retrieval.tokens import HasText, encoder_tokens, passage_text
+from radit_jax.sharding import ROW_AXES, place_rows
+
+#: Rows are padded to a multiple of this: at most max_tokens / 32 programs, and little padding once sorted by length.
+_PAD_TOKENS = 32
+#: Batches the device works on while the host prepares the next ones.
+_IN_FLIGHT = 2
+_UNFINISHED = "unfinished embeddings"
+
+
+class Encoder(Protocol):
+  """A pytree (an NNX module, a registered dataclass, ``jax.tree_util.Partial``) that pools token ids into vectors."""
+
+  def __call__(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"], /) -> Float[Array, "N E"]: ...
+
+
+def embed_queries(
+  encoder: Encoder,
+  tokenizer: Any,
+  texts: Sequence[str],
+  *,
+  max_tokens: int,
+  batch_size: int,
+  mesh: Mesh | None = None,
+  progress: Progress = silent,
+) -> Float[np.ndarray, "Q E"]:
+  """Embeddings of questions, in their order.
+
+  Args:
+    encoder: query encoder, ``(tokens [N, T] int32, mask [N, T] bool) -> [N, E]``.
+    tokenizer: a fast tokenizer.
+    texts: Q questions; there may be none.
+    max_tokens: longer ones are cut at the end; ``progress`` is told how many (``cut=``).
+    batch_size: rows per call of the encoder.
+    mesh: rows are split over its ``data`` and ``fsdp`` axes; the encoder must have been loaded onto it.
+    progress: told after every batch.
+
+  Returns:
+    ``[Q, E]`` float32.
+
+  Raises:
+    UserError: an embedding that is not finite (row named), or a batch size the mesh does not divide.
+  """
+  ids, cut = encoder_tokens(tokenizer, texts, max_tokens)
+  figures = {"cut": float((cut > 0).sum())}
+
+  def report(done: int) -> None:
+    progress("embed", done, len(ids), "queries", **figures)
+
+  return _encode_all(encoder, tokenizer, ids, max_tokens, batch_size, mesh, report, first_row=0, what="question")
+
+
+def embed_passages(
+  encoder: Encoder,
+  tokenizer: Any,
+  texts: Sequence[str] | Sequence[HasText],
+  out: str | os.PathLike[str],
+  *,
+  max_tokens: int,
+  batch_size: int,
+  fields: dict[str, Any],
+  mesh: Mesh | None = None,
+  progress: Progress = silent,
+  shard_size: int = 2**15,
+) -> dict[str, Any]:
+  """Embeds passages into a directory of shards. The same call again goes on after the shards that are finished.
+
+  Work in progress lies in a hidden directory beside ``out``; ``out`` itself is whole or absent.
+
+  Args:
+    encoder: passage encoder, ``(tokens [N, T] int32, mask [N, T] bool) -> [N, E]``.
+    tokenizer: a fast tokenizer.
+    texts: one string per row, or a passage store (title and text are joined).
+    out: the directory.
+    max_tokens: longer passages are cut at the end; the manifest counts them as ``cut_passages``.
+    batch_size: rows per call of the encoder.
+    fields: what the embeddings depend on, ``encoder_fingerprint`` and ``passages_fingerprint``; kept in the manifest.
+    mesh: rows are split over its ``data`` and ``fsdp`` axes; the encoder must have been loaded onto it.
+    progress: told after every batch.
+    shard_size: rows per shard; sorting by length is within a shard.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    UserError: no passages, an embedding that is not finite (row named), or an ``out`` made from something else (the
+      first field that differs is named with both values).
+  """
+  if not len(texts):
+    raise UserError(f"{out}: no passages to embed")
+  final = pathlib.Path(out)
+  request = {**fields, "count": len(texts), "max_tokens": max_tokens}
+  if final.exists():
+    return _agree(final, files.read_manifest(final, "embeddings"), request)
+  work = final.parent / f".{final.name}.partial"
+  state = _resume(work, {**request, "shard_size": shard_size})
+  shards: list[dict[str, Any]] = state["shards"]
+  for number in range(len(shards), -(-len(texts) // shard_size)):
+    first = number * shard_size
+    rows = [passage_text(texts[i]) for i in range(first, min(first + shard_size, len(texts)))]
+    ids, cut = encoder_tokens(tokenizer, rows, max_tokens)
+
+    def report(done: int, first: int = first) -> None:
+      progress("embed", first + done, len(texts), "passages")
+
+    embeddings = _encode_all(
+      encoder, tokenizer, ids, max_tokens, batch_size, mesh, report, first_row=first, what="passage row"
+    )
+    buffer = io.BytesIO()
+    np.save(buffer, embeddings, allow_pickle=False)
+    files.write_atomic(work / _shard_name(number), buffer.getvalue())
+    sha256 = files.sha256_file(work / _shard_name(number))
+    shards.append({"sha256": sha256, "cut_passages": int((cut > 0).sum()), "dim": embeddings.shape[1]})
+    files.write_json(work / files.MANIFEST, state)
+  cut_passages = sum(s["cut_passages"] for s in shards)
+  manifest = {**request, "dim": shards[0]["dim"], "shards": len(shards), "cut_passages": cut_passages}
+  files.write_manifest(work, "embeddings", manifest)
+  os.replace(work, final)
+  return files.read_manifest(final, "embeddings")
+
+
+def read_embeddings(path: str | os.PathLike[str], *, verify: str = "sizes") -> list[Float[np.ndarray, "n E"]]:
+  """Opens the shards of a directory that :func:`embed_passages` made.
+
+  Args:
+    path: the directory.
+    verify: ``"full"`` checks SHA-256, ``"sizes"`` only sizes.
+
+  Returns:
+    Memory-mapped ``[n, E]`` float32 shards; one behind the other they are the rows of the passage store.
+
+  Raises:
+    UserError: a missing or damaged file (named).
+  """
+  manifest = files.read_manifest(path, "embeddings", verify=verify)
+  shards = []
+  for number in range(manifest["shards"]):
+    name = pathlib.Path(path) / _shard_name(number)
+    try:
+      shard = np.load(name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+      raise UserError(f"{name}: cannot be read ({e}); embed the passages again") from None
+    if shard.dtype != np.float32 or shard.ndim != 2 or shard.shape[1] != manifest["dim"]:
+      raise UserError(f"{name}: {shard.dtype} {shard.shape}, float32 of width {manifest['dim']} expected")
+    shards.append(shard)
+  if sum(len(s) for s in shards) != manifest["count"]:
+    raise UserError(f"{path}: {sum(len(s) for s in shards)} embeddings, {files.MANIFEST} says {manifest['count']}")
+  return shards
+
+
+def _shard_name(number: int) -> str:
+  return f"embeddings-{number:05d}.npy"
+
+
+def _agree(path: pathlib.Path, manifest: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+  """The manifest, if it is of the same request."""
+  for field, asked in request.items():
+    if manifest.get(field) != asked:
+      there = manifest.get(field)
+      raise UserError(
+        f"{path}: made with {field} {str(there)[:12]}, asked for {str(asked)[:12]}; "
+        "delete the directory or choose another one"
+      )
+  return manifest
+
+
+def _resume(work: pathlib.Path, request: dict[str, Any]) -> dict[str, Any]:
+  """State of the work in ``work`` if it is of the same request and whole; otherwise a new start."""
+  try:
+    state = files.read_json(work / files.MANIFEST)
+    whole = state["kind"] == _UNFINISHED and state["request"] == request
+    for number, shard in enumerate(state["shards"] if whole else []):
+      whole = whole and files.sha256_file(work / _shard_name(number)) == shard["sha256"]
+  except (UserError, OSError, KeyError, TypeError):
+    whole = False
+  if whole:
+    return state
+  shutil.rmtree(work, ignore_errors=True)
+  work.mkdir(parents=True)
+  return {"kind": _UNFINISHED, "request": request, "shards": []}
+
+
+@jax.jit
+def _encode(encoder: Encoder, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N E"]:
+  return encoder(tokens, mask).astype(jnp.float32)
+
+
+def _encode_all(
+  encoder: Encoder,
+  tokenizer: Any,
+  ids: list[list[int]],
+  max_tokens: int,
+  batch_size: int,
+  mesh: Mesh | None,
+  report: Callable[[int], None],
+  *,
+  first_row: int,
+  what: str,
+) -> Float[np.ndarray, "n E"]:
+  """Embeddings of rows of ids in their order; longest first on the device, so memory is short at once or never."""
+  devices = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in ROW_AXES]))
+  if batch_size % devices:
+    raise UserError(f"batch_size {batch_size} over {devices} devices: choose a multiple of {devices}")
+  if not ids:
+    probe = jax.ShapeDtypeStruct((devices, _PAD_TOKENS), jnp.int32), jax.ShapeDtypeStruct((devices, _PAD_TOKENS), bool)
+    return np.empty((0, jax.eval_shape(_encode, encoder, *probe).shape[1]), np.float32)
+  # A few rows (one question of `ask`) are not padded to a whole batch: to a power of two, so shapes stay few.
+  n_rows = min(batch_size, devices << (-(-len(ids) // devices) - 1).bit_length())
+  order = np.argsort([-len(row) for row in ids], kind="stable")
+  out: np.ndarray | None = None
+  in_flight: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
+  done = 0
+
+  def collect() -> None:
+    nonlocal out, done
+    rows, embeddings = in_flight.popleft()
+    values = np.asarray(embeddings)[: len(rows)]
+    if out is None:
+      out = np.empty((len(ids), values.shape[1]), np.float32)
+    out[rows] = values
+    done += len(rows)
+    report(done)
+
+  pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+  for start in range(0, len(ids), n_rows):
+    rows = order[start : start + n_rows]
+    longest = max(1, len(ids[rows[0]]))
+    n_tokens = max(longest, min(max_tokens, -(-longest // _PAD_TOKENS) * _PAD_TOKENS))
+    tokens = np.full((n_rows, n_tokens), pad_id, np.int32)
+    mask = np.zeros((n_rows, n_tokens), bool)
+    mask[:, 0] = True  # a padding row or an empty text has one token, so that no pooling divides by zero
+    for i, row in enumerate(rows):
+      tokens[i, : len(ids[row])] = ids[row]
+      mask[i, : len(ids[row])] = True
+    batch = (tokens, mask) if mesh is None else place_rows((tokens, mask), mesh)
+    in_flight.append((rows, _encode(encoder, *batch)))
+    if len(in_flight) > _IN_FLIGHT:
+      collect()
+  while in_flight:
+    collect()
+  assert out is not None
+  finite = np.isfinite(out).all(axis=1)
+  if not finite.all():
+    row = first_row + int(np.argmin(finite))
+    raise UserError(
+      f"embedding of {what} {row} is not finite; the encoder's weights or its computation type are broken"
+    )
+  return out
