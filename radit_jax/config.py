@@ -1,4 +1,4 @@
-"""Every option of every verb: frozen dataclasses that check themselves when made. The command line is parsed from them."""
+"""Every option of every verb: frozen dataclasses that check themselves when made, parsed by the command line."""
 
 import dataclasses
 import typing
@@ -194,7 +194,7 @@ class PrepareConfig:
         raise UserError(f"PrepareConfig.{name} = {getattr(self, name)}: must be between 0 and 1")
     if self.dev_fraction + self.test_fraction >= 1:
       raise UserError(
-        f"PrepareConfig: dev_fraction {self.dev_fraction} + test_fraction {self.test_fraction} leave nothing to train on"
+        f"PrepareConfig: dev_fraction {self.dev_fraction} + test_fraction {self.test_fraction} leave no training data"
       )
 
 

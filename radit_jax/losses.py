@@ -1,8 +1,8 @@
 """The equations of RA-DIT as pure functions of arrays (Lin et al., ICLR 2024, arXiv 2310.01352, eqs. 2-5).
 
-Every function returns per-example values and leaves the reduction to the caller, computes in float32 whatever comes in,
-and takes ``where``: True for real passages. What a padding slot holds, even NaN, reaches neither a value nor a gradient.
-A row without a real passage has value 0 and gradient 0: count such rows with ``where.any(-1)``.
+Every function returns per-example values, leaves the reduction to the caller, and computes in float32 whatever comes
+in. All take ``where``: True for real passages. What a padding slot holds, even NaN, reaches neither a value nor a
+gradient. A row without a real passage has value 0 and gradient 0: count such rows with ``where.any(-1)``.
 
 Shapes: ``...`` any leading dimensions, usually B examples; K passages per example; N candidates.
 """
@@ -78,10 +78,10 @@ def lsr_log_targets(
 ) -> Float[Array, "... K"]:
   r"""What the language model would rather have retrieved: the target of retriever tuning.
 
-  .. math:: \log p_{LSR}(c \mid x, y) = \log \operatorname{softmax}_k\bigl(g(\log p_{LM}(y \mid c \circ x)) / \tau\bigr)
+  .. math:: \log p_{LSR}(c \mid x, y) = \log \mathrm{softmax}_k(g(\log p_{LM}(y \mid c \circ x)) / \tau)
 
-  The paper does not say which likelihood eq. (4) means. ``"prob"`` is the formula as printed, ``g = exp``: the probability
-  of a 50-token answer underflows float32, and the target is then exactly uniform. The default ``"token_prob"`` is the
+  The paper does not say which likelihood eq. (4) means. ``"prob"`` is the formula as printed, ``g = exp``: the
+  probability of a 50-token answer underflows float32, and the target is then exactly uniform. The default ``"token_prob"`` is the
   geometric mean per token, ``g(l) = exp(l / n)``, which stays in (0, 1] for answers of any length.
 
   Args:
@@ -188,8 +188,8 @@ def ralt_loss(
     where: ``[..., K]`` bool, True for real passages.
 
   Returns:
-    ``(nll, tokens)``, both ``[...]``: float32 sum over the passages, and the number of tokens in it. Divide the sum of the
-    one by the sum of the other once, over the global batch: never take means of means.
+    ``(nll, tokens)``, both ``[...]``: float32 sum over the passages, and the number of tokens in it. Divide the sum of
+    the one by the sum of the other once, over the global batch: never take means of means.
 
   References:
     Lin et al., RA-DIT, eq. (3).

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 # Answer tokens whose logits exist at once: 1,024 x 128k x 4 bytes is 0.5 GiB over all devices, where the logits of all
 # tokens of 64 rows of 2,048 would be 62 GiB. Up to this many, one product without recomputation.
@@ -126,7 +126,7 @@ def answer_log_likelihoods(generator: Generator, batch: ParallelContextBatch) ->
 
   .. math:: \log p_{LM}(y \mid c_j \circ x) = \sum_t \log p_{LM}(y_t \mid c_j \circ x, y_{<t})
 
-  The generator runs once, vmapped over the rows; only the hidden states that predict an answer token meet the output head.
+  The generator runs once, vmapped over the rows; only hidden states that predict an answer token meet the output head.
   Values and gradients depend neither on padding nor on which row a passage lies in.
 
   Args:

@@ -82,7 +82,7 @@ def _sharding(path: Any, leaf: Any, mesh: Mesh) -> Any:
   for size, logical, axis in zip(value.shape, axes, spec, strict=True):
     if axis is not None and size % mesh.shape[axis]:
       raise UserError(
-        f"{jax.tree_util.keystr(path)}: its {logical} dimension is {size}, which the mesh axis {axis}={mesh.shape[axis]} "
+        f"{jax.tree_util.keystr(path)}: its {logical} dimension is {size}, which mesh axis {axis}={mesh.shape[axis]} "
         f"does not divide; {axis}=1 always works"
       )
   return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
@@ -91,7 +91,8 @@ def _sharding(path: Any, leaf: Any, mesh: Mesh) -> Any:
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
   """Shardings of a module, an optimizer state or any pytree of them, as a pytree of the same structure.
 
-  Moments of a parameter are Variables with the parameter's logical axes, so an optimizer state is spread like its model.
+  Moments of a parameter are Variables with the parameter's logical axes, so an optimizer state is spread
+  like its model.
 
   Args:
     tree: pytree; leaves that name no logical axes are replicated.

@@ -1,4 +1,4 @@
-"""The one loop: resume, checkpoints, non-finite steps, early stop, SIGTERM; on a linear model small enough to see through."""
+"""The one loop: resume, checkpoints, non-finite steps, early stop, SIGTERM; on a model of three numbers."""
 
 import dataclasses
 import itertools
@@ -153,7 +153,7 @@ def test_repeated_non_finite_steps_stop_the_run_with_the_ids(tmp_path):
 
 
 def test_batch_without_anything_to_train_on_is_named(tmp_path):
-  with pytest.raises(UserError, match="step 1: nothing to train on .* example-0"):
+  with pytest.raises(UserError, match=r"step 1: nothing to train on .* example-0"):
     run(tmp_path, objective=nothing, dev=False)
 
 

@@ -105,6 +105,9 @@ def answer_questions(
   batch_size = -(-min(batch_size, max(len(queries), 1)) // shards) * shards
   k = max((len(q.passages) for q in queries), default=1) or 1
   rendered = _render(prompt, queries)
+  # Room for an answer of any candidate: what is decoded, and the gold answers.
+  longest = max([prompt.config.max_answer_tokens + 1, *(len(gold) for _, gold in rendered)])
+  room = -(-longest // 4) * 4
   # Sorted by length: few questions wait for a longer one's decoding, and padding is small.
   order = sorted(range(len(queries)), key=lambda i: max(len(r) for r in rendered[i][0]))
   answers: dict[int, Answer] = {}
@@ -116,6 +119,7 @@ def answer_questions(
         prompt,
         [(queries[i], *rendered[i]) for i in batch],
         k,
+        room,
         score_temperature,
         batch_size,
         mesh,
@@ -141,8 +145,7 @@ def _render(prompt: Prompt, queries: Sequence[Query]) -> list[tuple[list[list[in
   gold = prompt.render_many([(q.question, None, q.gold_answer, None) for q in queries])
   out = []
   for (start, count), g in zip(spans, gold, strict=True):
-    answer = list(g.tokens[g.answer_start :])
-    out.append(([list(r.tokens) for r in prompts[start : start + count]], answer))
+    out.append(([list(r.tokens) for r in prompts[start : start + count]], list(g.answer_tokens)))
   return out
 
 
@@ -160,13 +163,13 @@ def _answer_batch(
   prompt: Prompt,
   batch: list[tuple[Query, list[list[int]], list[int]]],
   k: int,
+  room: int,
   score_temperature: float,
   size: int,
   mesh: Mesh,
 ) -> list[Answer]:
   longest = max(len(p) for _, prompts, _ in batch for p in prompts)
   width = -(-longest // 32) * 32  # few programs
-  max_new = prompt.config.max_answer_tokens + len(prompt.end_ids[:1])
   tokens = np.zeros((size * k, width), np.int32)
   lengths = np.ones(size * k, np.int32)  # an absent passage is a prompt of one padding token, masked out of p_R
   where = np.zeros((size, k), bool)
@@ -177,8 +180,8 @@ def _answer_batch(
       lengths[b * k + j] = len(ids)
       where[b, j] = True
     scores[b, : len(query.scores)] = query.scores
-  prefilled = prefill(generator, *sharding.place_rows((tokens, lengths), mesh), max_new_tokens=max_new)
-  decoded = np.asarray(greedy_decode(generator, prefilled, max_new_tokens=max_new, end_ids=prompt.end_ids))
+  prefilled = prefill(generator, *sharding.place_rows((tokens, lengths), mesh), max_new_tokens=room)
+  decoded = np.asarray(greedy_decode(generator, prefilled, max_new_tokens=room, end_ids=prompt.end_ids))
 
   # Distinct answers by their text; the gold answer is weighed alongside, in the last used column.
   texts: list[list[str]] = []
@@ -191,7 +194,7 @@ def _answer_batch(
     texts.append(list(distinct))
     columns.append([*distinct.values(), *([gold] if gold else [])])
   used = max(len(c) for c in columns)
-  candidates = np.zeros((size, k + 1, max_new), np.int32)
+  candidates = np.zeros((size, k + 1, room), np.int32)
   num_tokens = np.zeros((size, k + 1), np.int32)
   for b, ids_of in enumerate(columns):
     for c, ids in enumerate(ids_of):

@@ -93,8 +93,8 @@ def train(
 ) -> TrainResult:
   """Trains a model, and continues the run found in ``workdir``.
 
-  The state of the data is the step number: ``batches(s)`` gives the same batches from step ``s`` on as skipping ``s`` of
-  ``batches(0)`` would, so a resumed run equals an uninterrupted one.
+  The state of the data is the step number: ``batches(s)`` gives the same batches as skipping ``s`` of ``batches(0)``
+  would, so a resumed run equals an uninterrupted one.
 
   Args:
     model: any pytree of float arrays that ``objective`` understands.

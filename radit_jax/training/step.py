@@ -121,7 +121,7 @@ def contrastive_objective(
 
 
 def pair_objective(encoders: Any, batch: PairBatch) -> tuple[Array, Array]:
-  """Contrastive warm start of both sides of a DualEncoder: passage b is the positive of query b, the others are negatives."""
+  """Contrastive warm start of both sides of a DualEncoder: passage b is positive for query b, negative for the rest."""
   queries = encoders.encode_queries(batch.query_tokens, batch.query_mask)
   passages = encoders.encode_passages(batch.passage_tokens, batch.passage_mask)
   scores = jnp.einsum("be,ne->bn", queries, passages, precision=jax.lax.Precision.HIGHEST)

@@ -154,7 +154,7 @@ def _assign(groups: list[str], config: PrepareConfig) -> dict[str, str]:
       group = next(remaining)
       out[group] = name
       taken += sizes[group]
-  return out | {group: "train" for group in remaining}
+  return out | dict.fromkeys(remaining, "train")
 
 
 def _gold_rows(

@@ -1,4 +1,4 @@
-"""`radit retrieve`: the top-k passages of every question of a split, stored once for training, scoring and answering."""
+"""`radit retrieve`: the top-k passages of every question of a split, stored once for all that follows."""
 
 import dataclasses
 
