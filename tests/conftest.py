@@ -1,0 +1,32 @@
+"""Eight simulated CPU devices, set up before jax is imported, and the meshes over them."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from radit_jax.config import MeshConfig
+from radit_jax.sharding import make_mesh
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+  """The same numbers in every run of a test."""
+  return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def mesh1() -> Mesh:
+  """One device."""
+  return make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def mesh8() -> Mesh:
+  """Eight devices: data 2 x fsdp 2 x tensor 2."""
+  return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
