@@ -146,11 +146,10 @@ class BertEncoder(nnx.Module):
     self.embedding_norm = nnx.Param(jnp.ones(width), logical_axes=("norm",))
     self.embedding_norm_bias = nnx.Param(jnp.zeros(width), logical_axes=("norm",))
     self.layers = BertLayer(config, rngs=rngs)
-    self.pooler_kernel: nnx.Variable[Array] | None = None
-    self.pooler_bias: nnx.Variable[Array] | None = None
-    if config.pooler:  # Variables, not Params: no training step should count or decay what has no gradient
-      self.pooler_kernel = nnx.Variable(jnp.zeros((width, width)), logical_axes=("embed", None))
-      self.pooler_bias = nnx.Variable(jnp.zeros(width), logical_axes=("norm",))
+    # Variables, not Params: no training step should count or decay what has no gradient.
+    pooler = config.pooler
+    self.pooler_kernel = nnx.Variable(jnp.zeros((width, width)), logical_axes=("embed", None)) if pooler else None
+    self.pooler_bias = nnx.Variable(jnp.zeros(width), logical_axes=("norm",)) if pooler else None
 
   def hidden_states(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N T D"]:
     """Hidden states of the last layer, in the computation type.
