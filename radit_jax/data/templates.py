@@ -1,0 +1,94 @@
+"""Prompt templates as pieces of fixed text and slots."""
+
+import pathlib
+import re
+from typing import Any
+
+from radit_jax.errors import UserError
+
+#: Markers before question and answer; drawn at random in training, so that none is learnt by heart.
+QUESTION_MARKERS = ("Q: ", "Question: ", "")
+ANSWER_MARKERS = ("A: ", "Answer: ")
+#: What evaluation uses.
+FIXED_MARKERS = (0, 0)
+
+#: Fixed text, or None for a slot.
+Piece = tuple[str, str | None]
+
+
+def plain_pieces(closed: bool, markers: tuple[int, int]) -> list[Piece]:
+  """The paper's: ``Background: {passage}``, a blank line, question and answer behind their markers."""
+  question, answer = QUESTION_MARKERS[markers[0]], ANSWER_MARKERS[markers[1]]
+  passage: list[Piece] = [] if closed else [("background", "Background: "), ("passage", None)]
+  gap = "" if closed else "\n\n"
+  return [
+    *passage,
+    ("question_prefix", gap + question),
+    ("question", None),
+    ("answer_prefix", "\n" + answer),
+    ("answer", None),
+  ]
+
+
+_SLOT = re.compile(r"\{(passage|title|question|answer)\}")
+
+
+def _split(template: str) -> tuple[list[Piece], str]:
+  """Pieces up to the answer's slot, and the text after it."""
+  found = _SLOT.split(template)  # text, slot, text, slot, ..., text
+  pieces: list[Piece] = [
+    (piece, None) if i % 2 else ("template", piece) for i, piece in enumerate(found[:-1]) if i % 2 or piece
+  ]
+  return pieces, found[-1]
+
+
+def file_pieces(template: str, closed: bool) -> tuple[list[Piece], str]:
+  """A user's template up to its answer, and the text after it.
+
+  Example:
+    >>> file_pieces("Read: {passage}\\n\\nQ: {question}\\nA: {answer}", closed=True)
+    ([('template', 'Q: '), ('question', None), ('template', '\\nA: '), ('answer', None)], '')
+  """
+  if closed:
+    paragraphs = template.split("\n\n")
+    kept = [p for p in paragraphs if "{passage}" not in p or "{question}" in p or "{answer}" in p]
+    template = "\n\n".join(kept).replace("{passage}", "").replace("{title}", "")
+  return _split(template)
+
+
+def read_template(path: str) -> str:
+  """Reads a user's template; the newline at its end is not part of it.
+
+  Raises:
+    UserError: no readable file; a field is missing, stands there twice, or comes after the answer.
+  """
+  try:
+    template = pathlib.Path(path).read_text(encoding="utf-8").removesuffix("\n")
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'prompt.style {path!r}: neither "plain" nor "chat", and no readable text file ({e})') from None
+  names = _SLOT.findall(template)
+  for name in ("passage", "question", "answer"):
+    if names.count(name) != 1:
+      raise UserError(f"{path}: {{{name}}} occurs {names.count(name)} times, must be there once")
+  if names.count("title") > 1:
+    raise UserError(f"{path}: {{title}} occurs {names.count('title')} times, at most once is allowed")
+  if names[-1] != "answer":
+    raise UserError(f"{path}: {{answer}} must come last, after it stands {{{names[-1]}}}")
+  return template
+
+
+def chat_pieces(tokenizer: Any, closed: bool) -> tuple[list[Piece], str]:
+  """Fills the tokenizer's template with words that stand for the slots, and cuts it there."""
+  words = {name: f"radit{name}slot" for name in ("passage", "question", "answer")}
+  user = words["question"] if closed else f"Background: {words['passage']}\n\n{words['question']}"
+  messages = [{"role": "user", "content": user}, {"role": "assistant", "content": words["answer"]}]
+  text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+  for name, word in words.items():
+    expected = 0 if closed and name == "passage" else 1
+    if text.count(word) != expected:
+      raise UserError(f"the chat template shows the {name} {text.count(word)} times, expected {expected}")
+  pieces: list[Piece] = []
+  for name in ["question", "answer"] if closed else ["passage", "question", "answer"]:
+    before, text = text.split(words[name])
+    pieces += [("template", before), (name, None)]
+  return pieces, text
