@@ -126,7 +126,7 @@ def answer_log_likelihoods(generator: Generator, batch: ParallelContextBatch) ->
 
   .. math:: \log p_{LM}(y \mid c_j \circ x) = \sum_t \log p_{LM}(y_t \mid c_j \circ x, y_{<t})
 
-  The generator runs once, vmapped over the rows; only hidden states that predict an answer token meet the output head.
+  The generator runs once over all rows; only hidden states that predict an answer token meet the output head.
   Values and gradients depend neither on padding nor on which row a passage lies in.
 
   Args:
@@ -156,15 +156,11 @@ def answer_log_likelihoods(generator: Generator, batch: ParallelContextBatch) ->
     [[0.0625]] [[2]]
   """
 
-  def row(tokens: Array, positions: Array, segment_ids: Array, answer_positions: Array) -> Array:
-    hidden = generator(tokens[None], positions=positions[None], segment_ids=segment_ids[None])[0]
-    return hidden[answer_positions]  # [A, D]: [T, V] logits never exist
-
-  # The name of the sharded axis reaches every constraint and shard_map inside the generator; without it a shard_map
-  # would gather the whole batch on every device.
-  hidden = jax.vmap(row, spmd_axis_name=row_axes())(
-    batch.tokens, batch.positions, batch.segment_ids, batch.answer_positions
-  )
+  # The generator maps over rows itself. jax.vmap around it says the same, but XLA then copies the gradient of every
+  # kernel on a CPU (a 2-layer training step: 0.85 s against 0.66 s), and a shard_map inside would gather all rows.
+  hidden = generator(batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids)
+  # Only answer positions go on, [R, A, D]: [R, T, V] logits never exist. The name of the sharded axis keeps rows apart.
+  hidden = jax.vmap(lambda row, at: row[at], spmd_axis_name=row_axes())(hidden, batch.answer_positions)
   real = batch.answer_slot >= 0
   log_probs = jnp.where(real, _token_log_probs(generator, hidden, batch.answer_tokens), 0.0)
   slots = batch.context_mask.size

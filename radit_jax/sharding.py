@@ -111,6 +111,17 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
+def round_up_rows(count: int, mesh: Mesh) -> int:
+  """The smallest multiple of ``data`` x ``fsdp`` that is at least ``count``: for work where a batch may be padded.
+
+  Example:
+    >>> round_up_rows(5, make_mesh(devices=jax.devices()[:1]))
+    5
+  """
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  return -(-count // shards) * shards
+
+
 def place_rows(tree: Any, mesh: Mesh) -> Any:
   """Puts a batch of numpy arrays onto the mesh, split along the first dimension.
 

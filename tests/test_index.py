@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.retrieval import exact, scann
-from radit_jax.retrieval.index import build_index, load_index
+from radit_jax.retrieval.index import StoredIndex, build_index, load_index
 
 #: Every backend; ScaNN once for each method it chooses by size, forced on small data.
 BACKENDS = ["exact", "scann_brute_force", "scann_quantized", "scann_tree"]
@@ -103,6 +103,15 @@ def test_same_passage_twice_has_one_score_and_the_lower_row_first(tmp_path, back
   result = built(tmp_path, backend, stored).search(stored[[5]], 4)
   np.testing.assert_array_equal(result.ids, [[5, 77, 150, 299]])
   assert len(set(result.scores[0])) == 1
+
+
+def test_candidates_of_a_backend_are_ordered_anew(tmp_path):
+  """Whatever order a backend returns, and wherever its holes are."""
+  stored = np.array([[1, 0], [2, 0], [1, 0], [2, 0]], np.float32)
+  index = StoredIndex(tmp_path, {"files": {}}, stored, lambda q, k: np.array([[3, -1, 2, 1, 0]]))
+  result = index.search(np.array([[1, 0]], np.float32), 4)
+  np.testing.assert_array_equal(result.ids, [[1, 3, 0, 2]])
+  np.testing.assert_array_equal(result.scores, [[2, 2, 1, 1]])
 
 
 def test_scores_that_a_float32_product_confuses():
@@ -326,7 +335,7 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_index_of_another_encoder_is_refused(tmp_path):
-  build_index(clustered(30, 8), tmp_path / "index", backend="exact", encoder_fingerprint="a" * 64)
+  build_index(clustered(30, 8), tmp_path / "index", backend="exact", fields={"encoder_fingerprint": "a" * 64})
   load_index(tmp_path / "index", encoder_fingerprint="a" * 64)
   with pytest.raises(UserError, match=f"built by the encoder {'a' * 12}, not by {'b' * 12}"):
     load_index(tmp_path / "index", encoder_fingerprint="b" * 64)
@@ -340,16 +349,16 @@ def test_fingerprint_names_what_a_search_depends_on(tmp_path, backend):
     return build_index(stored, tmp_path / "index", backend=backend, **kwargs)["fingerprint"]
 
   stored = clustered(100, 8)
-  first = fingerprint(stored, encoder_fingerprint="e", passages_fingerprint="p")
+  first = fingerprint(stored, fields={"encoder_fingerprint": "e", "passages_fingerprint": "p"})
   assert load_index(tmp_path / "index").manifest["fingerprint"] == first
-  assert fingerprint(stored, encoder_fingerprint="e", passages_fingerprint="p") == first
+  assert fingerprint(stored, fields={"encoder_fingerprint": "e", "passages_fingerprint": "p"}) == first
   other = stored.copy()
   other[0, 0] += 1
   different = [
-    fingerprint(other, encoder_fingerprint="e", passages_fingerprint="p"),
-    fingerprint(stored, encoder_fingerprint="f", passages_fingerprint="p"),
-    fingerprint(stored, encoder_fingerprint="e", passages_fingerprint="q"),
-    fingerprint(stored, encoder_fingerprint="e", passages_fingerprint="p", metadata=[{}] * 100),
+    fingerprint(other, fields={"encoder_fingerprint": "e", "passages_fingerprint": "p"}),
+    fingerprint(stored, fields={"encoder_fingerprint": "f", "passages_fingerprint": "p"}),
+    fingerprint(stored, fields={"encoder_fingerprint": "e", "passages_fingerprint": "q"}),
+    fingerprint(stored, fields={"encoder_fingerprint": "e", "passages_fingerprint": "p"}, metadata=[{}] * 100),
   ]
   assert len({first, *different}) == 5
 

@@ -101,8 +101,7 @@ def answer_questions(
   References:
     Lin et al., RA-DIT, eq. (2) and section 2.4.
   """
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  batch_size = -(-min(batch_size, max(len(queries), 1)) // shards) * shards
+  batch_size = sharding.round_up_rows(min(batch_size, max(len(queries), 1)), mesh)
   k = max((len(q.passages) for q in queries), default=1) or 1
   rendered = _render(prompt, queries)
   # Room for an answer of any candidate: what is decoded, and the gold answers.

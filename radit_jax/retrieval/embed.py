@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from radit_jax import files
+from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval.tokens import HasText, encoder_tokens, passage_text
+from radit_jax.retrieval.tokens import encoder_tokens
 from radit_jax.sharding import ROW_AXES, place_rows
 
 #: Rows are padded to a multiple of this: at most max_tokens / 32 programs, and little padding once sorted by length.
@@ -72,7 +73,7 @@ def embed_queries(
 def embed_passages(
   encoder: Encoder,
   tokenizer: Any,
-  texts: Sequence[str] | Sequence[HasText],
+  texts: Sequence[str] | Sequence[Passage],
   out: str | os.PathLike[str],
   *,
   max_tokens: int,
@@ -89,7 +90,7 @@ def embed_passages(
   Args:
     encoder: passage encoder, ``(tokens [N, T] int32, mask [N, T] bool) -> [N, E]``.
     tokenizer: a fast tokenizer.
-    texts: one string per row, or a passage store (title and text are joined).
+    texts: one string per row, or a passage store, whose passages are read with their titles.
     out: the directory.
     max_tokens: longer passages are cut at the end; the manifest counts them as ``cut_passages``.
     batch_size: rows per call of the encoder.
@@ -116,7 +117,7 @@ def embed_passages(
   shards: list[dict[str, Any]] = state["shards"]
   for number in range(len(shards), -(-len(texts) // shard_size)):
     first = number * shard_size
-    rows = [passage_text(texts[i]) for i in range(first, min(first + shard_size, len(texts)))]
+    rows = [_text(texts[i]) for i in range(first, min(first + shard_size, len(texts)))]
     ids, cut = encoder_tokens(tokenizer, rows, max_tokens)
 
     def report(done: int, first: int = first) -> None:
@@ -165,6 +166,10 @@ def read_embeddings(path: str | os.PathLike[str], *, verify: str = "sizes") -> l
   if sum(len(s) for s in shards) != manifest["count"]:
     raise UserError(f"{path}: {sum(len(s) for s in shards)} embeddings, {files.MANIFEST} says {manifest['count']}")
   return shards
+
+
+def _text(passage: str | Passage) -> str:
+  return passage if isinstance(passage, str) else passage.full_text
 
 
 def _shard_name(number: int) -> str:

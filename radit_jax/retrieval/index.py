@@ -152,8 +152,7 @@ def build_index(
   *,
   backend: Backend = "scann",
   metadata: Sequence[Mapping[str, Value]] | None = None,
-  encoder_fingerprint: str | None = None,
-  passages_fingerprint: str | None = None,
+  fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Builds an index and writes its directory, whole or not at all.
 
@@ -162,8 +161,8 @@ def build_index(
     path: the directory; one that exists is replaced.
     backend: ``"scann"``, or ``"exact"`` which reads every embedding for every query.
     metadata: one mapping per row, field -> string or number, for ``search(where=...)``.
-    encoder_fingerprint: of the passage encoder, where ``embeddings`` is an array.
-    passages_fingerprint: of the passage store, where ``embeddings`` is an array.
+    fields: kept in the manifest. ``encoder_fingerprint`` and ``passages_fingerprint`` come from here if ``embeddings``
+      is an array.
 
   Returns:
     The manifest's own fields. ``fingerprint`` names what a search can depend on (two ScaNN builds of the same
@@ -173,12 +172,8 @@ def build_index(
     UserError: no embeddings, one that is not finite (row named), metadata of another length or with other values.
   """
   shards, source = _sources(embeddings)
-  if source and (encoder_fingerprint or passages_fingerprint):
-    raise UserError(f"{embeddings}: a directory of embeddings names its own fingerprints; leave the arguments out")
-  fields = {
-    "encoder_fingerprint": source.get("encoder_fingerprint", encoder_fingerprint),
-    "passages_fingerprint": source.get("passages_fingerprint", passages_fingerprint),
-  }
+  source = {**(fields or {}), **source}
+  fingerprints = {name: source.get(name) for name in ("encoder_fingerprint", "passages_fingerprint")}
   count, width = sum(len(s) for s in shards), shards[0].shape[1]
   if metadata is not None and len(metadata) != count:
     raise UserError(f"metadata of {len(metadata)} passages against {count} embeddings: one mapping per row is needed")
@@ -200,12 +195,13 @@ def build_index(
       "backend": backend,
       "count": count,
       "dim": width,
-      **fields,
+      **fingerprints,
       "embeddings_fingerprint": files.sha256_file(directory / EMBEDDINGS),
       "metadata_fingerprint": None if metadata is None else files.sha256_file(directory / METADATA),
     }
     manifest["fingerprint"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     manifest |= {"parameters": parameters, "versions": versions}
+    manifest = {**(fields or {}), **manifest}
     files.write_manifest(directory, "index", manifest)
   return manifest
 

@@ -1,0 +1,103 @@
+"""`radit score`: the frozen teacher's log p(y | c_j ∘ x) of every retrieved passage, computed once and stored."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from radit_jax import runs, sharding
+from radit_jax.config import ScoreConfig
+from radit_jax.data.batches import parallel_context_batches, row_lengths
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.examples import PassageScores, RetrievedStore, ScoreStore, write_scores
+from radit_jax.data.plan import RunPlan
+from radit_jax.data.prompts import Prompt
+from radit_jax.errors import UserError
+from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer
+from radit_jax.parallel_context import answer_log_likelihoods
+from radit_jax.progress import Progress, silent
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreResult:
+  """What was scored.
+
+  Attributes:
+    scores: score store.
+    num_questions: questions in it.
+    num_passages: passages scored, padding not counted.
+    mean_log_likelihood: mean log-probability per answer token, in nats.
+  """
+
+  scores: str
+  num_questions: int
+  num_passages: int
+  mean_log_likelihood: float
+
+  def summary(self) -> str:
+    """One line for the command line."""
+    return (
+      f"{self.num_passages} passages of {self.num_questions} questions scored, "
+      f"mean log p per answer token {self.mean_log_likelihood:.3f}: {self.scores}"
+    )
+
+
+def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
+  """Scores every retrieved passage, forward only.
+
+  Args:
+    config: see :class:`radit_jax.config.ScoreConfig`.
+    progress: see :class:`radit_jax.progress.Progress`.
+
+  Raises:
+    UserError: k above the passages retrieved; a score that is not finite (the question named).
+  """
+  passages = PassageStore(config.passages)
+  retrieved = RetrievedStore(config.retrieved)
+  if config.k > retrieved.manifest["k"]:
+    raise UserError(f"k = {config.k} passages to score, {config.retrieved} holds {retrieved.manifest['k']} per question")
+  tokenizer = load_tokenizer(config.generator)
+  prompt = Prompt(tokenizer, config.prompt)
+  inputs = {
+    "generator": fingerprint(config.generator),
+    "retrieved": retrieved.fingerprint,
+    "passages": passages.fingerprint,
+  }
+  wanted = runs.recipe(config, inputs=inputs)
+  if not runs.finished(config.out, "scores", wanted):
+    mesh = sharding.make_mesh(config.mesh)
+    generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+    records = _score(generator, retrieved, passages, prompt, config, mesh, progress)
+    fields = {"recipe": wanted, "k": config.k, "prompt": prompt.hash, **{n: inputs[n] for n in ("generator", "retrieved")}}
+    write_scores(records, config.out, manifest=fields)
+  store = ScoreStore(config.out, retrieved=retrieved)
+  total = sum(float(s.log_likelihood[s.valid].sum()) for s in store)
+  tokens = sum(int(s.num_tokens[s.valid].sum()) for s in store)
+  real = sum(int(s.valid.sum()) for s in store)
+  return ScoreResult(config.out, len(store), real, total / max(tokens, 1))
+
+
+@jax.jit
+def _forward(generator, batch):  # type: ignore[no-untyped-def]
+  out = answer_log_likelihoods(generator, batch)
+  return out.log_likelihood, out.num_tokens
+
+
+def _score(generator, retrieved, passages, prompt, config, mesh, progress):  # type: ignore[no-untyped-def]
+  """Score records in the order of the store."""
+  lengths = row_lengths(retrieved, passages, prompt, k=config.k, with_passages=True)
+  batch_size = sharding.round_up_rows(config.batch_size, mesh)
+  plan = RunPlan(lengths.rows, batch_size=batch_size, seed=0)  # one epoch: every question once
+  found: dict[str, PassageScores] = {}
+  with jax.set_mesh(mesh):
+    for ids, batch in parallel_context_batches(
+      retrieved, passages, prompt, plan, k=config.k, with_passages=True, batch_size=batch_size, answer_tokens=lengths.answer
+    ):
+      likelihood, tokens = map(np.asarray, _forward(generator, sharding.place_rows(batch, mesh)))
+      for i, name in enumerate(ids):
+        valid = np.asarray(batch.context_mask[i])
+        if not np.isfinite(likelihood[i][valid]).all():
+          raise UserError(f"question {name}: a log-likelihood is not finite under {config.generator}")
+        found[name] = PassageScores(name, likelihood[i], tokens[i], valid)
+      progress("score", len(found), len(retrieved), "questions")
+  return [found[retrieved[i].id] for i in range(len(retrieved))]

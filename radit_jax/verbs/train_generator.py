@@ -1,0 +1,165 @@
+"""`radit train-generator`: RALT, or plain instruction tuning on the same examples without passages."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from radit_jax import files, runs, sharding
+from radit_jax.config import TrainGeneratorConfig
+from radit_jax.data.batches import parallel_context_batches, row_lengths
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.examples import RetrievedStore
+from radit_jax.data.plan import RunPlan
+from radit_jax.data.prompts import Prompt
+from radit_jax.errors import UserError
+from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer, save_generator
+from radit_jax.progress import Progress, silent
+from radit_jax.training.loop import Batch, train
+from radit_jax.training.step import ralt_objective
+from radit_jax.verbs.inspect import describe_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainGeneratorResult:
+  """What a tuning leaves.
+
+  Attributes:
+    generator: Hugging Face directory of the tuned generator.
+    steps: optimizer steps.
+    best_step: the step that was exported.
+    best_dev_loss: its mean negative log-likelihood per answer token on the dev examples, in nats.
+    nonfinite_steps: steps left out.
+    programs: row lengths that occur; one program is compiled for each.
+    cut_passages: rows whose passage was cut to fit.
+    cut_questions: rows whose question was cut to fit.
+  """
+
+  generator: str
+  steps: int
+  best_step: int
+  best_dev_loss: float
+  nonfinite_steps: int
+  programs: tuple[int, ...]
+  cut_passages: int
+  cut_questions: int
+
+  def summary(self) -> str:
+    """A few lines for the command line."""
+    return (
+      f"{self.steps} steps, best dev loss {self.best_dev_loss:.4f} at step {self.best_step}; rows of "
+      f"{', '.join(map(str, self.programs))} tokens ({len(self.programs)} programs); cut to fit: {self.cut_passages} "
+      f"passages, {self.cut_questions} questions; {self.nonfinite_steps} steps left out: {self.generator}"
+    )
+
+
+def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent) -> TrainGeneratorResult:
+  """Tunes the generator and exports the best checkpoint; the same call continues a run.
+
+  Args:
+    config: see :class:`radit_jax.config.TrainGeneratorConfig`.
+    progress: see :class:`radit_jax.progress.Progress`.
+
+  Raises:
+    UserError: k above the passages retrieved, stores that do not belong together, a batch size the mesh does not divide.
+    TrainingError: repeated non-finite steps.
+    Preempted: SIGTERM; the state is saved.
+  """
+  root = pathlib.Path(config.workdir)
+  passages = PassageStore(config.passages)
+  stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
+  for name, store in stores.items():
+    if config.method == "ralt" and config.k > store.manifest["k"]:
+      raise UserError(f"k = {config.k} passages per example, the {name} store holds {store.manifest['k']}; lower --k")
+    if store.manifest["passages"] != passages.fingerprint:
+      raise UserError(f"the {name} store was retrieved from another passage store than {config.passages}")
+  inputs = {
+    "generator": fingerprint(config.generator),
+    "retrieved": stores["train"].fingerprint,
+    "dev_retrieved": stores["dev"].fingerprint,
+    "passages": passages.fingerprint,
+  }
+  wanted = runs.recipe(config, inputs=inputs)
+  runs.open_run(root, f"train-generator {config.method}", wanted)
+  done = root / "result.json"
+  if done.exists():
+    result = files.read_json(done)
+    if result["loop"] == dataclasses.asdict(config.loop):
+      fields = result["result"]
+      return TrainGeneratorResult(**{**fields, "programs": tuple(fields["programs"])})
+
+  mesh = sharding.make_mesh(config.mesh)
+  tokenizer = load_tokenizer(config.generator)
+  prompt = Prompt(tokenizer, config.prompt)
+  loop, k, with_passages = config.loop, config.k, config.method == "ralt"
+  if not with_passages:
+    k = 1
+  lengths = {n: row_lengths(s, passages, prompt, k=k, with_passages=with_passages) for n, s in stores.items()}
+  answer_tokens = max(x.answer for x in lengths.values())
+  plan = RunPlan(
+    lengths["train"].rows, batch_size=loop.batch_size, seed=loop.seed, num_steps=loop.steps, epochs=loop.epochs
+  )
+  dev_size = sharding.round_up_rows(min(loop.batch_size, len(stores["dev"])), mesh)
+  dev_plan = RunPlan(lengths["dev"].rows, batch_size=dev_size, seed=0, max_buckets=2)
+
+  def batches(start: int) -> Iterator[Batch]:
+    return iter(
+      parallel_context_batches(
+        stores["train"],
+        passages,
+        prompt,
+        plan,
+        k=k,
+        with_passages=with_passages,
+        batch_size=loop.batch_size,
+        answer_tokens=answer_tokens,
+        seed=loop.seed,
+        start=start,
+      )
+    )
+
+  def dev_batches() -> Iterable[Batch]:
+    return parallel_context_batches(
+      stores["dev"],
+      passages,
+      prompt,
+      dev_plan,
+      k=k,
+      with_passages=with_passages,
+      batch_size=dev_size,
+      answer_tokens=answer_tokens,
+    )
+
+  if not (root / "first_batch.json").exists():
+    describe_batch(*next(batches(0)), tokenizer, root / "first_batch")
+  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+  generator = jax.tree.map(lambda x: x.astype(jnp.float32), generator)  # master weights
+  trained = train(
+    generator,
+    ralt_objective,
+    batches,
+    total_steps=len(plan),
+    loop=loop,
+    optimizer=config.optimizer,
+    mesh=mesh,
+    workdir=root,
+    dev_batches=dev_batches,
+    stage=f"train generator ({config.method})",
+    progress=progress,
+  )
+  save_generator(trained.model, tokenizer, root / "generator")
+  assert trained.best_dev_loss is not None
+  result = TrainGeneratorResult(
+    generator=str(root / "generator"),
+    steps=trained.steps,
+    best_step=trained.best_step,
+    best_dev_loss=trained.best_dev_loss,
+    nonfinite_steps=trained.nonfinite_steps,
+    programs=plan.buckets,
+    cut_passages=lengths["train"].cut_passages,
+    cut_questions=lengths["train"].cut_questions,
+  )
+  files.write_json(done, {"loop": dataclasses.asdict(loop), "result": dataclasses.asdict(result)})
+  return result

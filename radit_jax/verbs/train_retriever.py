@@ -1,0 +1,175 @@
+"""`radit train-retriever`: LSR (eqs. 4-5) on stored scores, or the contrastive loss it must be held against."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from radit_jax import files, runs, sharding
+from radit_jax.config import TrainRetrieverConfig
+from radit_jax.data.batches import lsr_batches, query_lengths
+from radit_jax.data.examples import RetrievedStore, ScoreStore
+from radit_jax.data.plan import RunPlan
+from radit_jax.errors import UserError
+from radit_jax.models.pretrained import (
+  encoder_temperature,
+  fingerprint,
+  load_encoder,
+  load_tokenizer,
+  passage_encoder_of,
+  save_encoder,
+)
+from radit_jax.progress import Progress, silent
+from radit_jax.retrieval.index import load_index
+from radit_jax.training.loop import Batch, train
+from radit_jax.training.step import Objective, contrastive_objective, lsr_objective
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRetrieverResult:
+  """What a tuning leaves.
+
+  Attributes:
+    query_encoder: sentence-transformers directory of the tuned query encoder.
+    steps: optimizer steps.
+    best_step: the step that was exported.
+    best_dev_loss: its mean loss per dev question, in nats.
+    nonfinite_steps: steps left out.
+    programs: query lengths that occur; one program is compiled for each.
+  """
+
+  query_encoder: str
+  steps: int
+  best_step: int
+  best_dev_loss: float
+  nonfinite_steps: int
+  programs: tuple[int, ...]
+
+  def summary(self) -> str:
+    """A line for the command line."""
+    return (
+      f"{self.steps} steps, best dev loss {self.best_dev_loss:.4f} at step {self.best_step}; queries of "
+      f"{', '.join(map(str, self.programs))} tokens; {self.nonfinite_steps} steps left out: {self.query_encoder}"
+    )
+
+
+def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent) -> TrainRetrieverResult:
+  """Tunes the query encoder against stored passage embeddings and exports the best checkpoint.
+
+  The passage encoder is not even loaded: only the query encoder trains, so the index never goes stale.
+
+  Args:
+    config: see :class:`radit_jax.config.TrainRetrieverConfig`.
+    progress: see :class:`radit_jax.progress.Progress`.
+
+  Raises:
+    UserError: stale scores, an index of another encoder, k above the passages scored, no gold passages to contrast.
+    TrainingError: repeated non-finite steps.
+    Preempted: SIGTERM; the state is saved.
+  """
+  root = pathlib.Path(config.workdir)
+  stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
+  passage_encoder = passage_encoder_of(config.encoder)
+  index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder)
+  for name, store in stores.items():
+    if config.k > store.manifest["k"]:
+      raise UserError(f"k = {config.k} passages per question, the {name} store holds {store.manifest['k']}; lower --k")
+    if store.manifest["passages"] != index.manifest["passages_fingerprint"]:
+      raise UserError(f"the {name} store was retrieved from another passage store than {config.index} holds")
+  scores: dict[str, ScoreStore | None] = {"train": None, "dev": None}
+  if config.loss == "lsr":
+    for name, path in (("train", config.scores), ("dev", config.dev_scores)):
+      assert path is not None  # checked by the config
+      scores[name] = opened = ScoreStore(path, retrieved=stores[name])
+      if config.k > opened.manifest["k"]:
+        raise UserError(f"k = {config.k} passages per question, {path} holds scores of {opened.manifest['k']}; lower --k")
+  inputs = {
+    "encoder": fingerprint(config.encoder),
+    "retrieved": stores["train"].fingerprint,
+    "dev_retrieved": stores["dev"].fingerprint,
+    "index": files.sha256_file(f"{config.index}/{files.MANIFEST}"),
+    "scores": "none" if scores["train"] is None else scores["train"].fingerprint,
+    "dev_scores": "none" if scores["dev"] is None else scores["dev"].fingerprint,
+  }
+  wanted = runs.recipe(config, inputs=inputs)
+  runs.open_run(root, f"train-retriever {config.loss}", wanted)
+  done = root / "result.json"
+  if done.exists():
+    stored = files.read_json(done)
+    if stored["loop"] == dataclasses.asdict(config.loop):
+      return TrainRetrieverResult(**{**stored["result"], "programs": tuple(stored["result"]["programs"])})
+
+  mesh = sharding.make_mesh(config.mesh)
+  encoder = load_encoder(config.encoder, mesh=mesh)
+  encoder = jax.tree.map(lambda x: x.astype(jnp.float32), encoder)  # master weights
+  tokenizer = load_tokenizer(config.encoder)
+  temperature = encoder_temperature(config.encoder)
+  max_tokens = encoder.config.max_tokens
+  loop = config.loop
+  lengths = {n: query_lengths(s, tokenizer, max_tokens=max_tokens) for n, s in stores.items()}
+  plan = RunPlan(lengths["train"], batch_size=loop.batch_size, seed=loop.seed, num_steps=loop.steps, epochs=loop.epochs)
+  dev_size = sharding.round_up_rows(min(loop.batch_size, len(stores["dev"])), mesh)
+  dev_plan = RunPlan(lengths["dev"], batch_size=dev_size, seed=0, max_buckets=2)
+
+  def stream(name: str, of: RunPlan, size: int, start: int = 0) -> Iterator[Batch]:
+    return iter(
+      lsr_batches(
+        stores[name],
+        scores[name],
+        index,
+        tokenizer,
+        of,
+        k=config.k,
+        max_tokens=max_tokens,
+        batch_size=size,
+        gold_first=config.loss == "contrastive",
+        shuffle_teacher=loop.seed if config.shuffle_teacher else None,
+        start=start,
+      )
+    )
+
+  def dev_batches() -> Iterable[Batch]:
+    return stream("dev", dev_plan, dev_size)
+
+  trained = train(
+    encoder,
+    _objective(config, temperature),
+    lambda start: stream("train", plan, loop.batch_size, start),
+    total_steps=len(plan),
+    loop=loop,
+    optimizer=config.optimizer,
+    mesh=mesh,
+    workdir=root,
+    dev_batches=dev_batches,
+    stage=f"train retriever ({'shuffled lsr' if config.shuffle_teacher else config.loss})",
+    progress=progress,
+  )
+  save_encoder(
+    trained.model, tokenizer, root / "query_encoder", score_temperature=temperature, passage_encoder=passage_encoder
+  )
+  assert trained.best_dev_loss is not None
+  result = TrainRetrieverResult(
+    query_encoder=str(root / "query_encoder"),
+    steps=trained.steps,
+    best_step=trained.best_step,
+    best_dev_loss=trained.best_dev_loss,
+    nonfinite_steps=trained.nonfinite_steps,
+    programs=plan.buckets,
+  )
+  files.write_json(done, {"loop": dataclasses.asdict(loop), "result": dataclasses.asdict(result)})
+  return result
+
+
+def _objective(config: TrainRetrieverConfig, temperature: float) -> Objective:
+  if config.loss == "contrastive":
+    return functools.partial(contrastive_objective, score_temperature=temperature)
+  return functools.partial(
+    lsr_objective,
+    score_temperature=temperature,
+    lm_temperature=config.lm_temperature,
+    score=config.score,
+    direction=config.direction,
+  )
