@@ -1,0 +1,108 @@
+"""TFDS builders of the stores, without TensorFlow: only ``array_record`` files, read back as random-access sources.
+
+Imported inside functions, because importing tensorflow_datasets takes most of a second.
+"""
+
+import abc
+import contextlib
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+SPLIT = "rows"
+
+
+class _Info(tfds.core.DatasetInfo):
+  def initialize_from_bucket(self) -> None:
+    """Nothing: no public bucket knows these data, and asking leaves an empty temporary directory behind."""
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder):
+  """Rows keep the order they are given in: their numbers are what other stores and indexes refer to.
+
+  Args:
+    data_dir: directory of the store.
+    records: one dict of features per row; only needed to write.
+  """
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def __init__(self, *, data_dir: str | os.PathLike[str], records: Iterable[dict[str, Any]] = ()) -> None:
+    self._records = records
+    super().__init__(data_dir=data_dir, file_format="array_record")
+
+  @abc.abstractmethod
+  def _features(self) -> dict[str, Any]:
+    """Name of each field of a record -> its TFDS feature."""
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = tfds.features.FeaturesDict(self._features())
+    return _Info(builder=self, features=features, disable_shuffling=True)
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    return {SPLIT: self._generate_examples()}
+
+  def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    yield from enumerate(self._records)
+
+
+class RaditPassages(_Builder):
+  """Passages; metadata is JSON text, as its names differ from corpus to corpus."""
+
+  def _features(self) -> dict[str, Any]:
+    text = tfds.features.Text
+    return {"id": text(), "title": text(), "text": text(), "metadata": text()}
+
+
+class RaditRetrieved(_Builder):
+  """Questions with the passages found for them."""
+
+  def _features(self) -> dict[str, Any]:
+    text = tfds.features.Text
+    return {
+      "id": text(),
+      "question": text(),
+      "query": text(),
+      "group": text(),
+      "answers": tfds.features.Sequence(text()),
+      "gold_rows": _vector(np.int64),
+      "passage_rows": _vector(np.int64),
+      "scores": _vector(np.float32),
+      "valid": _vector(np.bool_),
+    }
+
+
+class RaditScores(_Builder):
+  """The teacher's log-likelihoods."""
+
+  def _features(self) -> dict[str, Any]:
+    return {
+      "id": tfds.features.Text(),
+      "log_likelihood": _vector(np.float32),
+      "num_tokens": _vector(np.int32),
+      "valid": _vector(np.bool_),
+    }
+
+
+def _vector(dtype: Any) -> Any:
+  return tfds.features.Tensor(shape=(None,), dtype=dtype)
+
+
+def write(builder: type[_Builder], directory: pathlib.Path, records: Iterable[dict[str, Any]]) -> None:
+  """Writes all records; an exception of their iterator comes out as it is."""
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):  # it prints where it "downloads" to
+    builder(data_dir=directory, records=records).download_and_prepare()
+  shutil.rmtree(directory / "downloads", ignore_errors=True)
+
+
+def read(builder: type[_Builder], directory: pathlib.Path) -> Any:
+  """The records as a source with ``len`` and ``__getitems__(rows)``; texts come back as bytes."""
+  # Our own class, not `builder_from_directory`: that one imports whatever classes the directory's features.json names.
+  return builder(data_dir=directory).as_data_source(split=SPLIT)
