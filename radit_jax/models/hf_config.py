@@ -118,9 +118,15 @@ def read_bert_config(path: str | os.PathLike[str], *, pooler: bool = False) -> B
 
 
 def write_bert_config(
-  path: pathlib.Path, config: BertConfig, *, dtype: str, pad_token_id: int | None, score_temperature: float
+  path: pathlib.Path,
+  config: BertConfig,
+  *,
+  dtype: str,
+  pad_token_id: int | None,
+  score_temperature: float,
+  passage_encoder: str | None,
 ) -> None:
-  """Writes the configuration files of a sentence-transformers directory, and `radit.json` with the temperature."""
+  """Writes the configuration files of a sentence-transformers directory, and `radit.json` with what a retriever adds."""
   write_json(
     path / "config.json",
     {
@@ -163,7 +169,8 @@ def write_bert_config(
     },
   )
   write_json(path / "sentence_bert_config.json", {"max_seq_length": config.max_tokens, "do_lower_case": False})
-  write_json(path / RADIT, {"score_temperature": score_temperature})
+  partner = {} if passage_encoder is None else {"passage_encoder": passage_encoder}
+  write_json(path / RADIT, {"score_temperature": score_temperature, **partner})
 
 
 def encoder_temperature(path: str | os.PathLike[str]) -> float:
@@ -175,6 +182,11 @@ def encoder_temperature(path: str | os.PathLike[str]) -> float:
   root = pathlib.Path(path)
   stated = _radit(root).get("score_temperature")
   return float(stated) if stated is not None else default_temperature(normalize=_pooling(root)[1])
+
+
+def passage_encoder_fingerprint(path: str | os.PathLike[str]) -> str | None:
+  """Fingerprint of the passage encoder that a tuned query encoder belongs to; None for an encoder of both sides."""
+  return _radit(pathlib.Path(path)).get("passage_encoder")
 
 
 def _rope_theta(file: pathlib.Path, config: dict[str, Any]) -> float:
@@ -237,7 +249,7 @@ def _pooling(root: pathlib.Path) -> tuple[Pooling, bool]:
 
 
 def _radit(root: pathlib.Path) -> dict[str, Any]:
-  """Our own file beside the model: score_temperature, and the pooling of directories that do not tell it."""
+  """Our own file beside the model: what a retriever adds, and the pooling of directories that do not tell it."""
   file = root / RADIT
   if not file.exists():
     return {}
@@ -249,8 +261,11 @@ def _radit(root: pathlib.Path) -> dict[str, Any]:
       good = value in ("cls", "mean")
     elif key == "normalize":
       good = isinstance(value, bool)
+    elif key == "passage_encoder":
+      good = isinstance(value, str) and len(value) == 64
     else:
-      raise UserError(f"{file}: unknown field {key!r}; score_temperature, pooling and normalize are known")
+      known = "score_temperature, passage_encoder, pooling and normalize"
+      raise UserError(f"{file}: unknown field {key!r}; {known} are known")
     if not good:
       raise UserError(f"{file}: {key} = {value!r} is not possible")
   return stated

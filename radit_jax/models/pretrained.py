@@ -229,6 +229,7 @@ def save_encoder(
   path: str | os.PathLike[str],
   *,
   score_temperature: float | None = None,
+  passage_encoder: str | None = None,
 ) -> None:
   """Writes a sentence-transformers directory, whole or not at all; weights keep their type.
 
@@ -237,6 +238,7 @@ def save_encoder(
     tokenizer: its tokenizer.
     path: the directory.
     score_temperature: of the retriever it belongs to, kept in `radit.json`; by default what its normalisation implies.
+    passage_encoder: for a tuned query encoder, fingerprint of the passage encoder it was tuned against, kept there too.
 
   Raises:
     UserError: the tokenizer has more ids than the embedding has rows.
@@ -253,6 +255,7 @@ def save_encoder(
       dtype=encoder.word_embedding[...].dtype.name,
       pad_token_id=tokenizer.pad_token_id,
       score_temperature=score_temperature,
+      passage_encoder=passage_encoder,
     )
 
 
@@ -263,6 +266,15 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     UserError: no such directory, or nothing of the kind in it.
   """
   return fingerprint_directory(path, suffixes=(".safetensors", ".json"))
+
+
+def passage_encoder_of(path: str | os.PathLike[str]) -> str:
+  """Fingerprint of the passage encoder whose index a query encoder may search: its partner's if it names one, else its own.
+
+  Raises:
+    UserError: no such directory.
+  """
+  return hf_config.passage_encoder_fingerprint(hf_config.model_directory(path)) or fingerprint(path)
 
 
 def _places(module: Llama | BertEncoder) -> tuple[_Place, ...]:
