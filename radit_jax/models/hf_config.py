@@ -126,7 +126,7 @@ def write_bert_config(
   score_temperature: float,
   passage_encoder: str | None,
 ) -> None:
-  """Writes the configuration files of a sentence-transformers directory, and `radit.json` with what a retriever adds."""
+  """Writes the configuration files of a sentence-transformers directory, and `radit.json`."""
   write_json(
     path / "config.json",
     {

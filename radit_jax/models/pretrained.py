@@ -269,12 +269,12 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def passage_encoder_of(path: str | os.PathLike[str]) -> str:
-  """Fingerprint of the passage encoder whose index a query encoder may search: its partner's if it names one, else its own.
+  """Fingerprint of the passage encoder whose index a query encoder may search: the one it names, else its own.
 
   Raises:
     UserError: no such directory.
   """
-  return hf_config.passage_encoder_fingerprint(hf_config.model_directory(path)) or fingerprint(path)
+  return hf_config.passage_encoder_fingerprint(path) or fingerprint(path)
 
 
 def _places(module: Llama | BertEncoder) -> tuple[_Place, ...]:

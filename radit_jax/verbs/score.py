@@ -55,7 +55,7 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
   passages = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
   if config.k > retrieved.manifest["k"]:
-    raise UserError(f"k = {config.k} passages to score, {config.retrieved} holds {retrieved.manifest['k']} per question")
+    raise UserError(f"k = {config.k} passages to score, {config.retrieved} holds {retrieved.manifest['k']} each")
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt)
   inputs = {
@@ -68,7 +68,8 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
     mesh = sharding.make_mesh(config.mesh)
     generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
     records = _score(generator, retrieved, passages, prompt, config, mesh, progress)
-    fields = {"recipe": wanted, "k": config.k, "prompt": prompt.hash, **{n: inputs[n] for n in ("generator", "retrieved")}}
+    made_of = {"generator": inputs["generator"], "retrieved": inputs["retrieved"], "prompt": prompt.hash}
+    fields = {"recipe": wanted, "k": config.k, **made_of}
     write_scores(records, config.out, manifest=fields)
   store = ScoreStore(config.out, retrieved=retrieved)
   total = sum(float(s.log_likelihood[s.valid].sum()) for s in store)
@@ -89,10 +90,18 @@ def _score(generator, retrieved, passages, prompt, config, mesh, progress):  # t
   batch_size = sharding.round_up_rows(config.batch_size, mesh)
   plan = RunPlan(lengths.rows, batch_size=batch_size, seed=0)  # one epoch: every question once
   found: dict[str, PassageScores] = {}
+  batches = parallel_context_batches(
+    retrieved,
+    passages,
+    prompt,
+    plan,
+    k=config.k,
+    with_passages=True,
+    batch_size=batch_size,
+    answer_tokens=lengths.answer,
+  )
   with jax.set_mesh(mesh):
-    for ids, batch in parallel_context_batches(
-      retrieved, passages, prompt, plan, k=config.k, with_passages=True, batch_size=batch_size, answer_tokens=lengths.answer
-    ):
+    for ids, batch in batches:
       likelihood, tokens = map(np.asarray, _forward(generator, sharding.place_rows(batch, mesh)))
       for i, name in enumerate(ids):
         valid = np.asarray(batch.context_mask[i])

@@ -63,7 +63,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: k above the passages retrieved, stores that do not belong together, a batch size the mesh does not divide.
+    UserError: k above the passages retrieved, foreign stores, a batch size the mesh does not divide.
     TrainingError: repeated non-finite steps.
     Preempted: SIGTERM; the state is saved.
   """

@@ -85,7 +85,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
       assert path is not None  # checked by the config
       scores[name] = opened = ScoreStore(path, retrieved=stores[name])
       if config.k > opened.manifest["k"]:
-        raise UserError(f"k = {config.k} passages per question, {path} holds scores of {opened.manifest['k']}; lower --k")
+        raise UserError(f"k = {config.k} passages per question, {path} scores {opened.manifest['k']}; lower --k")
   inputs = {
     "encoder": fingerprint(config.encoder),
     "retrieved": stores["train"].fingerprint,

@@ -1,0 +1,434 @@
+"""The verbs on real parts of tiny size: the whole order once, what each refuses, and what a second call keeps."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from radit_jax import config as c
+from radit_jax import files
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.examples import RetrievedStore, ScoreStore
+from radit_jax.errors import UserError
+from radit_jax.models.pretrained import fingerprint, load_encoder, save_encoder, save_generator
+from radit_jax.verbs.evaluate import evaluate
+from radit_jax.verbs.index import index
+from radit_jax.verbs.prepare import prepare, read_split
+from radit_jax.verbs.retrieve import retrieve
+from radit_jax.verbs.run import run
+from radit_jax.verbs.score import score
+from radit_jax.verbs.train_generator import train_generator
+from radit_jax.verbs.train_retriever import train_retriever
+
+TOWNS = ("Arlen", "Borva", "Cindel", "Dorrin", "Eskel", "Farrow", "Gildan", "Hollen", "Istra", "Jorvan")
+CRAFTS = ("baker", "weaver", "smith", "potter", "tanner", "cooper", "miller", "mason", "fuller", "glazier")
+PROMPT = c.PromptConfig(max_tokens=96, max_passage_tokens=40, max_answer_tokens=8)
+LOOP = c.LoopConfig(steps=4, batch_size=8, log_every=1, evaluate_every=2)
+OPTIMIZER = c.OptimizerConfig(peak_lr=1e-3, floor_lr=1e-4, warmup_steps=1)
+
+
+def documents():
+  for i in range(40):
+    town, craft = TOWNS[i % 10], CRAFTS[(i * 3 + i // 10) % 10]
+    yield {"id": f"d{i}", "title": f"Person {i}", "text": f"Person {i} lives in {town}. Person {i} is a {craft}."}
+
+
+def questions():
+  for i in range(40):
+    yield {
+      "id": f"q{i}",
+      "question": f"Where does person {i} live?",
+      "answers": [TOWNS[i % 10]],
+      "passage_ids": [f"d{i}"],
+      "group": f"Person {i}",
+    }
+
+
+def write_lines(path, lines):
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return str(path)
+
+
+def tokenizer_of(texts, special):
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+  from transformers import PreTrainedTokenizerFast
+
+  raw = Tokenizer(models.BPE())
+  raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  raw.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=400, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+  )
+  raw.train_from_iterator(texts, trainer)
+  return PreTrainedTokenizerFast(tokenizer_object=raw, **special)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+  """Corpus, questions, and two untrained models as Hugging Face directories."""
+  from radit_jax.models.bert import BertConfig, BertEncoder
+  from radit_jax.models.llama import Llama, LlamaConfig
+
+  root = tmp_path_factory.mktemp("parts")
+  corpus = write_lines(root / "corpus.jsonl", documents())
+  asked = write_lines(root / "questions.jsonl", questions())
+  texts = [d["text"] for d in documents()] + [q["question"] for q in questions()] + ["Background: Q: A: Answer: Question:"]
+  special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+  tokenizer = tokenizer_of(texts, special)
+  llama = LlamaConfig(
+    vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
+  )
+  save_generator(Llama(llama, rngs=nnx.Rngs(0)), tokenizer, root / "generator")
+  special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+  tokenizer = tokenizer_of(texts, special)
+  bert = dataclasses.replace(
+    BertConfig.tiny(len(tokenizer)), hidden_size=16, num_heads=2, intermediate_size=32, pooling="mean", normalize=True
+  )
+  save_encoder(BertEncoder(bert, rngs=nnx.Rngs(1)), tokenizer, root / "encoder")
+  return {"corpus": corpus, "questions": asked, "generator": str(root / "generator"), "encoder": str(root / "encoder")}
+
+
+@pytest.fixture(scope="module")
+def made(parts, tmp_path_factory):
+  """prepare, index, retrieve, score: the stores that the tunings read."""
+  root = tmp_path_factory.mktemp("made")
+  prepare(c.PrepareConfig(workdir=str(root), corpus=parts["corpus"], questions=parts["questions"]))
+  index(index_config(root, parts))
+  for split in ("train", "dev", "test"):
+    retrieve(retrieve_config(root, parts, split))
+  for split in ("train", "dev"):
+    score(score_config(root, parts, split))
+  return root
+
+
+def index_config(root, parts, **changes):
+  fields = {
+    "passages": f"{root}/passages",
+    "encoder": parts["encoder"],
+    "embeddings": f"{root}/embeddings",
+    "index": f"{root}/index",
+    "backend": "exact",
+    "batch_size": 16,
+  }
+  return c.IndexConfig(**{**fields, **changes})
+
+
+def retrieve_config(root, parts, split="train", **changes):
+  fields = {
+    "questions": f"{root}/split/{split}.jsonl",
+    "passages": f"{root}/passages",
+    "index": f"{root}/index",
+    "encoder": parts["encoder"],
+    "out": f"{root}/retrieved/{split}",
+    "k": 5,
+    "batch_size": 16,
+  }
+  return c.RetrieveConfig(**{**fields, **changes})
+
+
+def score_config(root, parts, split="train", **changes):
+  fields = {
+    "generator": parts["generator"],
+    "retrieved": f"{root}/retrieved/{split}",
+    "passages": f"{root}/passages",
+    "out": f"{root}/scores/{split}",
+    "k": 5,
+    "prompt": PROMPT,
+    "batch_size": 8,
+  }
+  return c.ScoreConfig(**{**fields, **changes})
+
+
+def generator_config(made, parts, workdir, **changes):
+  fields = {
+    "workdir": str(workdir),
+    "generator": parts["generator"],
+    "retrieved": f"{made}/retrieved/train",
+    "dev_retrieved": f"{made}/retrieved/dev",
+    "passages": f"{made}/passages",
+    "k": 2,
+    "prompt": PROMPT,
+    "optimizer": OPTIMIZER,
+    "loop": LOOP,
+  }
+  return c.TrainGeneratorConfig(**{**fields, **changes})
+
+
+def retriever_config(made, parts, workdir, **changes):
+  fields = {
+    "workdir": str(workdir),
+    "encoder": parts["encoder"],
+    "retrieved": f"{made}/retrieved/train",
+    "dev_retrieved": f"{made}/retrieved/dev",
+    "scores": f"{made}/scores/train",
+    "dev_scores": f"{made}/scores/dev",
+    "index": f"{made}/index",
+    "k": 5,
+    "optimizer": OPTIMIZER,
+    "loop": LOOP,
+  }
+  return c.TrainRetrieverConfig(**{**fields, **changes})
+
+
+# --- the order of the recipe -------------------------------------------------------------------------------------------
+
+
+def test_split_is_by_group_and_whole(made):
+  groups = {name: {q["group"] for q in read_split(f"{made}/split/{name}.jsonl")} for name in ("train", "dev", "test")}
+  assert sum(map(len, groups.values())) == 40
+  assert not groups["train"] & groups["test"]
+  assert not groups["train"] & groups["dev"]
+  assert not groups["dev"] & groups["test"]
+
+
+def test_gold_rows_point_at_the_passage_that_answers(made):
+  store = PassageStore(made / "passages")
+  for q in read_split(f"{made}/split/train.jsonl"):
+    assert q["answers"][0] in store[q["gold_rows"][0]].text
+
+
+def test_scores_are_what_the_generator_says_of_each_row_alone(made, parts):
+  """The stored sums against one row at a time, straight through the model."""
+  import jax
+  import jax.numpy as jnp
+
+  from radit_jax.data.prompts import Prompt
+  from radit_jax.models.pretrained import load_generator, load_tokenizer
+
+  retrieved = RetrievedStore(made / "retrieved/train")
+  scores = ScoreStore(made / "scores/train", retrieved=retrieved)
+  passages = PassageStore(made / "passages")
+  generator = load_generator(parts["generator"])
+  prompt = Prompt(load_tokenizer(parts["generator"]), PROMPT)
+  example, stored = retrieved[3], scores[3]
+  assert example.id == stored.id
+  for j in range(5):
+    row = prompt.render(example.question, passages[int(example.passage_rows[j])], example.answers[0])
+    hidden = generator(jnp.asarray(row.tokens, jnp.int32)[None])
+    log_probs = np.asarray(jax.nn.log_softmax(generator.logits(hidden)[0]))
+    expected = sum(log_probs[i - 1, row.tokens[i]] for i in range(row.answer_start, row.answer_end))
+    np.testing.assert_allclose(stored.log_likelihood[j], expected, atol=1e-4)
+    assert stored.num_tokens[j] == row.answer_end - row.answer_start
+
+
+@pytest.mark.parametrize("method", ["ralt", "it"])
+def test_generator_is_tuned_exported_and_kept(made, parts, tmp_path, method):
+  cfg = generator_config(made, parts, tmp_path / "run", method=method)
+  first = train_generator(cfg)
+  assert fingerprint(first.generator) != fingerprint(parts["generator"])
+  lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+  assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4]
+  assert (tmp_path / "run/first_batch.json").exists()
+  before = (tmp_path / "run/generator/model.safetensors").stat().st_mtime_ns
+  assert train_generator(cfg) == first
+  assert (tmp_path / "run/generator/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_resumed_generator_equals_uninterrupted(made, parts, tmp_path):
+  whole = train_generator(generator_config(made, parts, tmp_path / "whole"))
+
+  class Killed(Exception):
+    pass
+
+  def kill(stage, done, total, unit, **figures):
+    if done == 3:
+      raise Killed
+
+  with pytest.raises(Killed):
+    train_generator(generator_config(made, parts, tmp_path / "cut"), progress=kill)
+  again = train_generator(generator_config(made, parts, tmp_path / "cut"))
+  assert fingerprint(whole.generator) == fingerprint(again.generator)
+
+
+def test_only_the_query_encoder_changes(made, parts, tmp_path):
+  before = fingerprint(parts["encoder"])
+  result = train_retriever(retriever_config(made, parts, tmp_path / "run"))
+  assert fingerprint(parts["encoder"]) == before  # the passage side is the directory it was
+  tuned, base = load_encoder(result.query_encoder), load_encoder(parts["encoder"])
+  moved = [
+    not np.array_equal(a, b)
+    for a, b in zip(*(map(np.asarray, _leaves(m)) for m in (tuned, base)), strict=True)
+  ]
+  assert all(moved[1:]) or sum(moved) > 10
+  # The tuned encoder still reads the base's index, and finds what it is told to look for.
+  again = retrieve(retrieve_config(made, parts, "test", encoder=result.query_encoder, out=f"{tmp_path}/again"))
+  assert again.num_questions == len(read_split(f"{made}/split/test.jsonl"))
+
+
+def _leaves(module):
+  import jax
+
+  return jax.tree.leaves(module)
+
+
+def test_contrastive_baseline_trains_too(made, parts, tmp_path):
+  result = train_retriever(retriever_config(made, parts, tmp_path / "run", loss="contrastive", scores=None, dev_scores=None))
+  assert np.isfinite(result.best_dev_loss)
+
+
+@pytest.mark.parametrize("mode", ["retrieval", "closed_book", "gold"])
+def test_evaluate_measures_every_question(made, parts, tmp_path, mode):
+  cfg = c.EvaluateConfig(
+    generator=parts["generator"],
+    retrieved=f"{made}/retrieved/test",
+    passages=f"{made}/passages",
+    out=f"{tmp_path}/row.json",
+    mode=mode,
+    k=5,
+    prompt=PROMPT,
+    batch_size=4,
+  )
+  result = evaluate(cfg)
+  assert result.n == len(read_split(f"{made}/split/test.jsonl"))
+  assert 0 <= result.exact_match <= result.f1 + 1e-9 <= 1 + 1e-9
+  assert result.answer_log_likelihood < 0
+  assert (result.recall["recall@1"] is None) == (mode != "retrieval")
+  assert evaluate(cfg) == result  # read back, not answered again
+
+
+def test_run_makes_the_report_and_restarts(parts, tmp_path):
+  cfg = c.RunConfig(
+    workdir=str(tmp_path / "run"),
+    k=5,
+    k_train=2,
+    backend="exact",
+    controls=True,
+    prompt=PROMPT,
+    generator_tuning=c.TuningConfig(OPTIMIZER, LOOP),
+    retriever_tuning=c.TuningConfig(OPTIMIZER, LOOP),
+    encode_batch_size=16,
+    score_batch_size=8,
+    answer_batch_size=8,
+    **parts,
+  )
+  first = run(cfg)
+  report = files.read_json(tmp_path / "run/report.json")
+  assert list(report["rows"])[:7] == ["closed_book", "base", "it", "lm_ft", "r_ft", "ra_dit", "ra_dit_gold"]
+  for row in report["rows"].values():
+    assert {"exact_match", "exact_match_ci", "f1", "recall@1", "recall@5", "recall@10", "answer_log_likelihood", "n"} <= set(row)
+  assert {"seed", "wall_s", "peak_memory_bytes"} <= set(report)
+  assert "RA-DIT" in first.summary()
+  # A stage that is removed is made again, the others are kept.
+  kept = (tmp_path / "run/train_generator/generator/model.safetensors").stat().st_mtime_ns
+  shutil.rmtree(tmp_path / "run/scores")
+  second = run(cfg)
+  assert second.report["rows"] == first.report["rows"]
+  assert (tmp_path / "run/train_generator/generator/model.safetensors").stat().st_mtime_ns == kept
+  # Another recipe on the same directory is refused with the field and both values.
+  with pytest.raises(UserError, match=r"k = 5, this call has 4"):
+    run(dataclasses.replace(cfg, k=4))
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------------
+
+GOOD_DOCUMENT = {"id": "a", "text": "A town."}
+GOOD_QUESTION = {"id": "q", "question": "What?", "answers": ["A town"]}
+
+
+def line(value):
+  return json.dumps(value).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+  ("corpus", "asked", "message"),
+  [
+    (None, None, r"corpus.jsonl: no such file"),
+    (b"", None, r"corpus.jsonl.*empty"),
+    (line(GOOD_DOCUMENT) + b"{not json\n", None, r"corpus.jsonl:2: .*JSON"),
+    (line({"id": "a"}), None, r"corpus.jsonl:1: .*text"),
+    (line(GOOD_DOCUMENT) * 2, None, r"corpus.jsonl:2: .*'?a'?.*1"),
+    (b'{"id": "a", "text": "\xff"}\n', None, r"corpus.jsonl:1: .*UTF-8"),
+    (line({"id": "a", "text": "  "}), None, r"corpus.jsonl:1: .*empty"),
+    (line(GOOD_DOCUMENT), b"", r"questions.jsonl.*empty"),
+    (line(GOOD_DOCUMENT), b"[]\n", r"questions.jsonl:1: "),
+    (line(GOOD_DOCUMENT), line({"id": "q", "question": "What?"}), r"questions.jsonl:1: .*answers"),
+    (line(GOOD_DOCUMENT), line(GOOD_QUESTION) * 2, r"questions.jsonl:2: .*'?q'?.*1"),
+    (line(GOOD_DOCUMENT), line({**GOOD_QUESTION, "passage_ids": ["zz"]}) + line({**GOOD_QUESTION, "id": "r"}) + line({**GOOD_QUESTION, "id": "s"}), r"'zz'"),
+    (line(GOOD_DOCUMENT), line(GOOD_QUESTION), r"1 group"),
+  ],
+)
+def test_bad_files_are_named_and_nothing_is_written(tmp_path, corpus, asked, message):
+  if corpus is not None:
+    (tmp_path / "corpus.jsonl").write_bytes(corpus)
+  (tmp_path / "questions.jsonl").write_bytes(line(GOOD_QUESTION) if asked is None else asked)
+  out = tmp_path / "out"
+  with pytest.raises(UserError, match=message):
+    prepare(
+      c.PrepareConfig(workdir=str(out), corpus=str(tmp_path / "corpus.jsonl"), questions=str(tmp_path / "questions.jsonl"))
+    )
+  assert not (out / "split").exists()
+  assert not list(out.glob(".*")) if out.exists() else True
+
+
+def test_k_above_the_corpus_is_refused(made, parts, tmp_path):
+  with pytest.raises(UserError, match=r"k = 41 .* holds 40"):
+    retrieve(retrieve_config(made, parts, k=41, out=f"{tmp_path}/out"))
+  assert not (tmp_path / "out").exists()
+
+
+def test_index_of_another_encoder_is_refused(made, parts, tmp_path):
+  other = tmp_path / "encoder"
+  shutil.copytree(parts["encoder"], other)
+  encoder = load_encoder(parts["encoder"])
+  from radit_jax.models.pretrained import load_tokenizer
+
+  encoder.word_embedding[...] = encoder.word_embedding[...] * 2.0
+  save_encoder(encoder, load_tokenizer(parts["encoder"]), other)
+  with pytest.raises(UserError, match="built by the encoder"):
+    retrieve(retrieve_config(made, parts, encoder=str(other), out=f"{tmp_path}/out"))
+
+
+def test_non_finite_embedding_is_named_before_the_index(made, parts, tmp_path):
+  from radit_jax.models.pretrained import load_tokenizer
+
+  encoder = load_encoder(parts["encoder"])
+  encoder.word_embedding[...] = encoder.word_embedding[...] * np.nan
+  save_encoder(encoder, load_tokenizer(parts["encoder"]), tmp_path / "encoder")
+  with pytest.raises(UserError, match="finite"):
+    index(
+      index_config(
+        made, parts, encoder=str(tmp_path / "encoder"), embeddings=f"{tmp_path}/embeddings", index=f"{tmp_path}/index"
+      )
+    )
+  assert not (tmp_path / "index").exists()
+  assert not (tmp_path / "embeddings").exists()
+
+
+def test_stale_scores_are_refused(made, parts, tmp_path):
+  shutil.copytree(made / "retrieved/train", tmp_path / "retrieved")
+  retrieve(retrieve_config(made, parts, "train", k=3, out=f"{tmp_path}/other"))
+  with pytest.raises(UserError, match="retrieved"):
+    train_retriever(retriever_config(made, parts, tmp_path / "run", retrieved=f"{tmp_path}/other", k=3))
+
+
+def test_other_options_on_a_training_directory_are_refused(made, parts, tmp_path):
+  train_generator(generator_config(made, parts, tmp_path / "run"))
+  with pytest.raises(UserError, match=r"optimizer.peak_lr = 0.001, this call has 0.5"):
+    train_generator(
+      generator_config(made, parts, tmp_path / "run", optimizer=dataclasses.replace(OPTIMIZER, peak_lr=0.5))
+    )
+
+
+@pytest.mark.parametrize("verb", ["index", "retrieve", "score", "train_generator", "train_retriever", "evaluate"])
+def test_missing_store_is_one_line(parts, tmp_path, verb):
+  missing = tmp_path / "nowhere"
+  calls = {
+    "index": lambda: index(index_config(missing, parts)),
+    "retrieve": lambda: retrieve(retrieve_config(missing, parts)),
+    "score": lambda: score(score_config(missing, parts)),
+    "train_generator": lambda: train_generator(generator_config(missing, parts, tmp_path / "run")),
+    "train_retriever": lambda: train_retriever(retriever_config(missing, parts, tmp_path / "run")),
+    "evaluate": lambda: evaluate(
+      c.EvaluateConfig(
+        generator=parts["generator"], retrieved=f"{missing}/r", passages=f"{missing}/p", out=f"{tmp_path}/row.json"
+      )
+    ),
+  }
+  with pytest.raises(UserError, match="nowhere") as caught:
+    calls[verb]()
+  assert "\n" not in str(caught.value)
+  assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == []
