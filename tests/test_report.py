@@ -164,6 +164,7 @@ def test_page_needs_nothing_and_no_text_acts(tmp_path):
   value = poisoned(report(void="void"))
   value["curves"][HOSTILE] = value["curves"]["train_generator"]
   value["stages"][HOSTILE] = 1.0
+  value["examples"][0]["passage"] = f"It is {value['examples'][0]['answers'][0]}."  # so the marked part is hostile too
   text = written(tmp_path, value)
   page = Page(text)
   assert not page.tags & {"script", "img", "link", "iframe", "object", "embed", "base", "form", "a"}

@@ -141,10 +141,9 @@ def _table(rows: Sequence[tuple[str, Row]]) -> str:
     tag = '<tr class="strong">' if name == "ra_dit" else "<tr>"
     body.append(f'{tag}<th scope="row">{escape(row["label"])}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>')
   terms = "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in TERMS.items())
-  return (
-    f'<section><h2>Results on the test questions, shares in percent</h2><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr>'
-    f'</thead>\n<tbody>\n{chr(10).join(body)}\n</tbody></table></div>\n<dl class="terms">{terms}</dl></section>'
-  )
+  table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(body)}\n</tbody></table>"
+  content = f'<div class="scroll" tabindex="0">{table}</div>\n<dl class="terms">{terms}</dl>'
+  return _section("Results on the test questions, shares in percent", content)
 
 
 def _exact_match(rows: Sequence[tuple[str, Row]]) -> str:
