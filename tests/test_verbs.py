@@ -76,11 +76,17 @@ def parts(tmp_path_factory):
   root = tmp_path_factory.mktemp("parts")
   corpus = write_lines(root / "corpus.jsonl", documents())
   asked = write_lines(root / "questions.jsonl", questions())
-  texts = [d["text"] for d in documents()] + [q["question"] for q in questions()] + ["Background: Q: A: Answer: Question:"]
+  texts = [d["text"] for d in documents()] + [q["question"] for q in questions()] + ["Background: Q: A: Answer:"]
   special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
   tokenizer = tokenizer_of(texts, special)
   llama = LlamaConfig(
-    vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
+    vocab_size=len(tokenizer),
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
   )
   save_generator(Llama(llama, rngs=nnx.Rngs(0)), tokenizer, root / "generator")
   special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
@@ -174,9 +180,6 @@ def retriever_config(made, parts, workdir, **changes):
   return c.TrainRetrieverConfig(**{**fields, **changes})
 
 
-# --- the order of the recipe -------------------------------------------------------------------------------------------
-
-
 def test_split_is_by_group_and_whole(made):
   groups = {name: {q["group"] for q in read_split(f"{made}/split/{name}.jsonl")} for name in ("train", "dev", "test")}
   assert sum(map(len, groups.values())) == 40
@@ -249,10 +252,7 @@ def test_only_the_query_encoder_changes(made, parts, tmp_path):
   result = train_retriever(retriever_config(made, parts, tmp_path / "run"))
   assert fingerprint(parts["encoder"]) == before  # the passage side is the directory it was
   tuned, base = load_encoder(result.query_encoder), load_encoder(parts["encoder"])
-  moved = [
-    not np.array_equal(a, b)
-    for a, b in zip(*(map(np.asarray, _leaves(m)) for m in (tuned, base)), strict=True)
-  ]
+  moved = [not np.array_equal(a, b) for a, b in zip(*(map(np.asarray, _leaves(m)) for m in (tuned, base)), strict=True)]
   assert all(moved[1:]) or sum(moved) > 10
   # The tuned encoder still reads the base's index, and finds what it is told to look for.
   again = retrieve(retrieve_config(made, parts, "test", encoder=result.query_encoder, out=f"{tmp_path}/again"))
@@ -266,7 +266,8 @@ def _leaves(module):
 
 
 def test_contrastive_baseline_trains_too(made, parts, tmp_path):
-  result = train_retriever(retriever_config(made, parts, tmp_path / "run", loss="contrastive", scores=None, dev_scores=None))
+  cfg = retriever_config(made, parts, tmp_path / "run", loss="contrastive", scores=None, dev_scores=None)
+  result = train_retriever(cfg)
   assert np.isfinite(result.best_dev_loss)
 
 
@@ -309,7 +310,8 @@ def test_run_makes_the_report_and_restarts(parts, tmp_path):
   report = files.read_json(tmp_path / "run/report.json")
   assert list(report["rows"])[:7] == ["closed_book", "base", "it", "lm_ft", "r_ft", "ra_dit", "ra_dit_gold"]
   for row in report["rows"].values():
-    assert {"exact_match", "exact_match_ci", "f1", "recall@1", "recall@5", "recall@10", "answer_log_likelihood", "n"} <= set(row)
+    assert {"exact_match", "exact_match_ci", "f1", "recall@1", "recall@5", "recall@10"} <= set(row)
+    assert {"answer_log_likelihood", "n"} <= set(row)
   assert {"seed", "wall_s", "peak_memory_bytes"} <= set(report)
   assert "RA-DIT" in first.summary()
   # A stage that is removed is made again, the others are kept.
@@ -323,14 +325,15 @@ def test_run_makes_the_report_and_restarts(parts, tmp_path):
     run(dataclasses.replace(cfg, k=4))
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------------
-
 GOOD_DOCUMENT = {"id": "a", "text": "A town."}
 GOOD_QUESTION = {"id": "q", "question": "What?", "answers": ["A town"]}
 
 
 def line(value):
   return json.dumps(value).encode() + b"\n"
+
+
+THREE_QUESTIONS = b"".join(line({**GOOD_QUESTION, "id": name, "passage_ids": ["zz"]}) for name in "abc")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def line(value):
     (line(GOOD_DOCUMENT), b"[]\n", r"questions.jsonl:1: "),
     (line(GOOD_DOCUMENT), line({"id": "q", "question": "What?"}), r"questions.jsonl:1: .*answers"),
     (line(GOOD_DOCUMENT), line(GOOD_QUESTION) * 2, r"questions.jsonl:2: .*'?q'?.*1"),
-    (line(GOOD_DOCUMENT), line({**GOOD_QUESTION, "passage_ids": ["zz"]}) + line({**GOOD_QUESTION, "id": "r"}) + line({**GOOD_QUESTION, "id": "s"}), r"'zz'"),
+    (line(GOOD_DOCUMENT), THREE_QUESTIONS, r"'zz'"),
     (line(GOOD_DOCUMENT), line(GOOD_QUESTION), r"1 group"),
   ],
 )
@@ -358,7 +361,9 @@ def test_bad_files_are_named_and_nothing_is_written(tmp_path, corpus, asked, mes
   out = tmp_path / "out"
   with pytest.raises(UserError, match=message):
     prepare(
-      c.PrepareConfig(workdir=str(out), corpus=str(tmp_path / "corpus.jsonl"), questions=str(tmp_path / "questions.jsonl"))
+      c.PrepareConfig(
+        workdir=str(out), corpus=str(tmp_path / "corpus.jsonl"), questions=str(tmp_path / "questions.jsonl")
+      )
     )
   assert not (out / "split").exists()
   assert not list(out.glob(".*")) if out.exists() else True
