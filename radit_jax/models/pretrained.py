@@ -3,22 +3,21 @@
 import dataclasses
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, DTypeLike
+from jaxtyping import DTypeLike
 
 from radit_jax.errors import UserError
 from radit_jax.files import atomic_directory, fingerprint_directory
-from radit_jax.models import hf_config, safetensors_files
+from radit_jax.models import hf_config, hf_weights, safetensors_files
 from radit_jax.models.bert import BertEncoder
 from radit_jax.models.dual_encoder import DualEncoder, default_temperature
 from radit_jax.models.hf_config import encoder_temperature
 from radit_jax.models.llama import Llama
-from radit_jax.sharding import parameter_shardings
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -33,71 +32,6 @@ __all__ = [
   "save_encoder",
   "save_generator",
 ]
-
-_FLOATS = ("float32", "bfloat16", "float16")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-  """Where one parameter lies in the files.
-
-  Attributes:
-    parameter: dotted path of the Variable in the module.
-    name: name in the files, with "{}" for the layer of a stacked parameter.
-    transposed: files hold [out, in], the module [in, out].
-  """
-
-  parameter: str
-  name: str
-  transposed: bool = False
-
-  @property
-  def stacked(self) -> bool:
-    return "{}" in self.name
-
-
-_LLAMA = (
-  _Place("embedding", "model.embed_tokens.weight"),
-  _Place("final_norm", "model.norm.weight"),
-  _Place("layers.attention_norm", "model.layers.{}.input_layernorm.weight"),
-  _Place("layers.q_kernel", "model.layers.{}.self_attn.q_proj.weight", True),
-  _Place("layers.k_kernel", "model.layers.{}.self_attn.k_proj.weight", True),
-  _Place("layers.v_kernel", "model.layers.{}.self_attn.v_proj.weight", True),
-  _Place("layers.o_kernel", "model.layers.{}.self_attn.o_proj.weight", True),
-  _Place("layers.mlp_norm", "model.layers.{}.post_attention_layernorm.weight"),
-  _Place("layers.gate_kernel", "model.layers.{}.mlp.gate_proj.weight", True),
-  _Place("layers.up_kernel", "model.layers.{}.mlp.up_proj.weight", True),
-  _Place("layers.down_kernel", "model.layers.{}.mlp.down_proj.weight", True),
-)
-_LLAMA_HEAD = (_Place("head", "lm_head.weight", True),)
-
-_BERT = (
-  _Place("word_embedding", "embeddings.word_embeddings.weight"),
-  _Place("position_embedding", "embeddings.position_embeddings.weight"),
-  _Place("type_embedding", "embeddings.token_type_embeddings.weight"),
-  _Place("embedding_norm", "embeddings.LayerNorm.weight"),
-  _Place("embedding_norm_bias", "embeddings.LayerNorm.bias"),
-  _Place("layers.q_kernel", "encoder.layer.{}.attention.self.query.weight", True),
-  _Place("layers.q_bias", "encoder.layer.{}.attention.self.query.bias"),
-  _Place("layers.k_kernel", "encoder.layer.{}.attention.self.key.weight", True),
-  _Place("layers.k_bias", "encoder.layer.{}.attention.self.key.bias"),
-  _Place("layers.v_kernel", "encoder.layer.{}.attention.self.value.weight", True),
-  _Place("layers.v_bias", "encoder.layer.{}.attention.self.value.bias"),
-  _Place("layers.o_kernel", "encoder.layer.{}.attention.output.dense.weight", True),
-  _Place("layers.o_bias", "encoder.layer.{}.attention.output.dense.bias"),
-  _Place("layers.attention_norm", "encoder.layer.{}.attention.output.LayerNorm.weight"),
-  _Place("layers.attention_norm_bias", "encoder.layer.{}.attention.output.LayerNorm.bias"),
-  _Place("layers.up_kernel", "encoder.layer.{}.intermediate.dense.weight", True),
-  _Place("layers.up_bias", "encoder.layer.{}.intermediate.dense.bias"),
-  _Place("layers.down_kernel", "encoder.layer.{}.output.dense.weight", True),
-  _Place("layers.down_bias", "encoder.layer.{}.output.dense.bias"),
-  _Place("layers.mlp_norm", "encoder.layer.{}.output.LayerNorm.weight"),
-  _Place("layers.mlp_norm_bias", "encoder.layer.{}.output.LayerNorm.bias"),
-)
-_BERT_POOLER = (
-  _Place("pooler_kernel", "pooler.dense.weight", True),
-  _Place("pooler_bias", "pooler.dense.bias"),
-)
 
 
 def load_generator(
@@ -125,7 +59,7 @@ def load_generator(
         f"{head.file}: lm_head.weight differs from the embedding, but config.json has tie_word_embeddings true"
       )
   generator = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), dtype=jnp.float32 if dtype is None else dtype))
-  _fill(generator, _places(generator), tensors, root, mesh)
+  hf_weights.fill(generator, tensors, root, mesh)
   return generator
 
 
@@ -148,9 +82,9 @@ def load_encoder(
   config = hf_config.read_bert_config(path)
   tensors = safetensors_files.read_directory(model)
   tensors.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a buffer that older versions of transformers saved
-  config = dataclasses.replace(config, pooler=any(p.name in tensors for p in _BERT_POOLER))
+  config = dataclasses.replace(config, pooler="pooler.dense.weight" in tensors)
   encoder = nnx.eval_shape(lambda: BertEncoder(config, rngs=nnx.Rngs(0), dtype=jnp.float32 if dtype is None else dtype))
-  _fill(encoder, _places(encoder), tensors, model, mesh)
+  hf_weights.fill(encoder, tensors, model, mesh)
   return encoder
 
 
@@ -218,7 +152,7 @@ def save_generator(generator: Llama, tokenizer: "PreTrainedTokenizerBase", path:
   token_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
   dtype = generator.embedding[...].dtype.name
   with atomic_directory(path) as d:
-    safetensors_files.write_file(d / safetensors_files.SINGLE, _tensors(generator, _places(generator)))
+    safetensors_files.write_file(d / safetensors_files.SINGLE, hf_weights.named_tensors(generator))
     tokenizer.save_pretrained(d)
     hf_config.write_llama_config(d, generator.config, dtype=dtype, token_ids=token_ids)
 
@@ -247,7 +181,7 @@ def save_encoder(
   if score_temperature is None:
     score_temperature = default_temperature(normalize=encoder.config.normalize)
   with atomic_directory(path) as d:
-    safetensors_files.write_file(d / safetensors_files.SINGLE, _tensors(encoder, _places(encoder)))
+    safetensors_files.write_file(d / safetensors_files.SINGLE, hf_weights.named_tensors(encoder))
     tokenizer.save_pretrained(d)
     hf_config.write_bert_config(
       d,
@@ -275,69 +209,6 @@ def passage_encoder_of(path: str | os.PathLike[str]) -> str:
     UserError: no such directory.
   """
   return hf_config.passage_encoder_fingerprint(path) or fingerprint(path)
-
-
-def _places(module: Llama | BertEncoder) -> tuple[_Place, ...]:
-  if isinstance(module, Llama):
-    return _LLAMA if module.head is None else _LLAMA + _LLAMA_HEAD
-  return _BERT + _BERT_POOLER if module.config.pooler else _BERT
-
-
-def _variable(module: Any, place: _Place) -> nnx.Variable[Array]:
-  for name in place.parameter.split("."):
-    module = getattr(module, name)
-  return module
-
-
-def _fill(
-  module: Llama | BertEncoder,
-  places: tuple[_Place, ...],
-  tensors: dict[str, safetensors_files.StoredTensor],
-  path: pathlib.Path,
-  mesh: jax.sharding.Mesh | None,
-) -> None:
-  """Puts the files' tensors into a module of shapes; everything is checked before the first byte is read."""
-  names: dict[_Place, list[str]] = {}
-  expected: dict[str, tuple[int, ...]] = {}
-  for place in places:
-    shape = _variable(module, place).shape
-    names[place] = [place.name.format(i) for i in range(shape[0])] if place.stacked else [place.name]
-    one = shape[1:] if place.stacked else shape
-    expected |= dict.fromkeys(names[place], one[::-1] if place.transposed else one)
-  for kind, wrong in (
-    ("missing", sorted(expected.keys() - tensors.keys())),
-    ("not part of the model that config.json describes", sorted(tensors.keys() - expected.keys())),
-  ):
-    if wrong:
-      more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-      raise UserError(f"{path}: {kind}: {', '.join(wrong[:3])}{more}")
-  for name, shape in expected.items():
-    if tensors[name].shape != shape:
-      raise UserError(f"{path}: {name} has shape {tensors[name].shape}, config.json makes it {shape}")
-    if tensors[name].dtype.name not in _FLOATS:
-      raise UserError(f"{path}: {name} is {tensors[name].dtype.name}; supported are {', '.join(_FLOATS)}")
-
-  shardings = None if mesh is None else parameter_shardings(module, mesh)
-  for place in places:
-    variable = _variable(module, place)
-    sources = [tensors[name] for name in names[place]]
-    dtype = jnp.result_type(*(s.dtype for s in sources))
-    # One copy on the host per parameter, never a second of the whole model; and no view of the file outlives it.
-    value = np.empty(variable.shape, dtype)
-    for target, source in zip(value if place.stacked else [value], sources, strict=True):
-      target[...] = source.read().T if place.transposed else source.read()
-    sharding = None if shardings is None else _variable(shardings, place).get_value()
-    variable.set_value(jax.device_put(value, sharding))
-
-
-def _tensors(module: Llama | BertEncoder, places: tuple[_Place, ...]) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-  """Parameters under their names in the files, as views."""
-  out = {}
-  for place in places:
-    value = np.asarray(_variable(module, place)[...])
-    for i, one in enumerate(value if place.stacked else [value]):
-      out[place.name.format(i)] = one.T if place.transposed else one
-  return out
 
 
 def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, path: str | os.PathLike[str]) -> None:
