@@ -313,11 +313,11 @@ def test_many_equals_one_by_one_and_lengths_bound_every_marker(tokenizer):
   ]
   rows = prompt.render_many(requests)
   assert rows == [prompt.render(q, p, a, marker_seed=s) for q, p, a, s in requests]
-  lengths, answers = prompt.lengths(requests)
+  lengths = prompt.measure(requests)
   for i, (q, p, a, _) in enumerate(requests):
     drawn = [prompt.render(q, p, a, marker_seed=(0, epoch, i)) for epoch in range(60)]
-    assert lengths[i] == max(len(r.tokens) for r in drawn)
-    assert answers[i] == len(drawn[0].answer_tokens)
+    assert lengths.tokens[i] == max(len(r.tokens) for r in drawn)
+    assert lengths.answer_tokens[i] == len(drawn[0].answer_tokens)
   assert prompt.render_many([]) == []
 
 

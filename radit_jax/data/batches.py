@@ -1,86 +1,320 @@
-"""Batches of arrays, ready for the device."""
+"""Batches of arrays for the device, by step number: streams that resume anywhere."""
 
-from collections.abc import Sequence
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from radit_jax.data.prompts import Rendered
-from radit_jax.parallel_context import ParallelContextBatch
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, ScoreStore
+from radit_jax.data.plan import PlannedBatch
+from radit_jax.data.prompts import Prompt, Rendered, Request
+from radit_jax.data.rows import rows_to_batch, text_to_batch
+from radit_jax.data.tokenization import EncoderTokenizer
+from radit_jax.errors import UserError
+from radit_jax.parallel_context import LSRBatch, ParallelContextBatch
+
+__all__ = [
+  "RowLengths",
+  "lsr_batches",
+  "parallel_context_batches",
+  "query_lengths",
+  "row_lengths",
+  "rows_to_batch",
+  "text_to_batch",
+]
+
+B = TypeVar("B")
+
+# Examples rendered at once when only their lengths are wanted: bounds memory, and keeps tokenisation batched.
+_MEASURED_AT_ONCE = 1024
 
 
-def rows_to_batch(
-  rendered: Sequence[Sequence[Rendered | None]], *, num_tokens: int, num_answer_tokens: int
-) -> ParallelContextBatch:
-  """Pads rows to one length; row b*K+j holds example b with passage j.
+class Embeddings(Protocol):
+  """The part of an index that retriever training needs."""
+
+  def embeddings(self, ids: Int[np.ndarray, "..."]) -> Float[np.ndarray, "... E"]:
+    """Stored embeddings of rows of the passage store."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLengths:
+  """What a plan is made from, and what did not fit.
+
+  Attributes:
+    rows: ``[n]`` int64, tokens of the longest row of each example, whatever markers are drawn.
+    answer: A for all batches: the longest answer with its end token, rounded up to a multiple of 4.
+    cut_passages: rows whose passage block was cut.
+    cut_questions: rows whose question was cut.
+  """
+
+  rows: Int[np.ndarray, "n"]
+  answer: int
+  cut_passages: int
+  cut_questions: int
+
+
+def row_lengths(
+  retrieved: RetrievedStore, passages: PassageStore, prompt: Prompt, *, k: int, with_passages: bool
+) -> RowLengths:
+  """Renders every row once, for its length.
 
   Args:
-    rendered: ``[B][K]`` rows; None for an absent passage, whose row is padding.
-    num_tokens: T.
-    num_answer_tokens: A.
-
-  Returns:
-    NumPy arrays, R = B*K.
+    retrieved: examples.
+    passages: the store their rows refer to.
+    prompt: renders the rows.
+    k: passages per example, the best ones first.
+    with_passages: False measures closed-book rows.
 
   Raises:
-    ValueError: the examples differ in K, a row is longer than T, or an answer than A or without a token before it.
+    UserError: an answer that is too long (its example named), or a passage store that is not the examples'.
   """
-  k = len(rendered[0])
-  batch = _empty(len(rendered), k, num_tokens, num_answer_tokens)
-  for b, rows in enumerate(rendered):
-    if len(rows) != k:
-      raise ValueError(f"example {b} has {len(rows)} rows, example 0 has {k}")
-    for j, row in enumerate(rows):
-      if row is not None:
-        _fill(batch, b * k + j, row.tokens, row.answer_start, row.answer_end)
-        batch.context_mask[b, j] = True
-  return batch
+  _check_passages(retrieved, passages, k, with_passages)
+  longest = np.zeros(len(retrieved), np.int64)
+  answer = cut_passages = cut_questions = 0
+  for start in range(0, len(retrieved), _MEASURED_AT_ONCE):
+    examples = retrieved.many(range(start, min(start + _MEASURED_AT_ONCE, len(retrieved))))
+    requests = _requests(examples, passages, k, with_passages, seed=None)
+    flat = [request for rows in requests for request in rows if request is not None]
+    try:
+      lengths = prompt.measure(flat)
+    except UserError:
+      for example, rows in zip(examples, requests, strict=True):
+        try:
+          prompt.measure([request for request in rows if request is not None])
+        except UserError as e:
+          raise UserError(f"{retrieved.path}: question {example.id!r}: {e}") from None
+      raise
+    owner = [start + b for b, rows in enumerate(requests) for request in rows if request is not None]
+    np.maximum.at(longest, owner, lengths.tokens)
+    answer = max(answer, int(lengths.answer_tokens.max(initial=0)))
+    cut_passages += int(np.count_nonzero(lengths.cut_passage_tokens))
+    cut_questions += int(np.count_nonzero(lengths.cut_question_tokens))
+  return RowLengths(np.maximum(longest, 1), -(-answer // 4) * 4, cut_passages, cut_questions)
 
 
-def text_to_batch(token_ids: Sequence[Sequence[int]], num_tokens: int) -> ParallelContextBatch:
-  """Plain text: every token but a row's first is an answer token.
+def parallel_context_batches(
+  retrieved: RetrievedStore,
+  passages: PassageStore,
+  prompt: Prompt,
+  plan: Sequence[PlannedBatch],
+  *,
+  k: int,
+  with_passages: bool,
+  batch_size: int,
+  answer_tokens: int,
+  seed: int | None = None,
+  start: int = 0,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> Iterable[tuple[tuple[str, ...], ParallelContextBatch]]:
+  """Batches of a plan, from step ``start`` on: the same as skipping the first ``start`` batches.
 
   Args:
-    token_ids: ids of each text, B of them; one with fewer than two has nothing to predict and counts as absent.
-    num_tokens: T.
+    retrieved: examples.
+    passages: the store their rows refer to.
+    prompt: renders the rows.
+    plan: position is the step number; made from :func:`row_lengths` with the same ``k`` and ``with_passages``.
+    k: passages per example, the best ones first.
+    with_passages: False gives one closed-book row per example, K = 1.
+    batch_size: B over all hosts; a planned batch that is shorter is filled with absent examples.
+    answer_tokens: A, see :class:`RowLengths`.
+    seed: draws the prompts' markers anew in each epoch; None keeps the fixed ones of evaluation.
+    start: first step.
+    process_index: this host; None asks JAX.
+    process_count: hosts; None asks JAX.
 
   Returns:
-    NumPy arrays, K = 1 and A = T - 1.
+    An iterable of ``(example ids, batch)`` with this host's rows, B / ``process_count`` examples; absent ones have no
+    id.
 
   Raises:
-    ValueError: a text is longer than T.
+    UserError: a batch size that the hosts do not divide, or a passage store that is not the examples'.
   """
-  batch = _empty(len(token_ids), 1, num_tokens, num_tokens - 1)
-  for b, ids in enumerate(token_ids):
-    if len(ids) >= 2:
-      _fill(batch, b, ids, 1, len(ids))
-      batch.context_mask[b, 0] = True
-  return batch
+  _check_passages(retrieved, passages, k, with_passages)
+
+  def make(examples: list[RetrievedExample], planned: PlannedBatch, first: int, size: int) -> ParallelContextBatch:
+    markers = None if seed is None else (seed, planned.epoch)
+    requests = _requests(examples, passages, k, with_passages, seed=markers)
+    rendered = iter(prompt.render_many([request for rows in requests for request in rows if request is not None]))
+    filled: list[list[Rendered | None]] = [[r and next(rendered) for r in rows] for rows in requests]
+    width = k if with_passages else 1
+    filled += [[None] * width for _ in range(size - len(examples))]
+    return rows_to_batch(
+      filled, num_tokens=planned.bucket_tokens, num_answer_tokens=answer_tokens, first_slot=first * width
+    )
+
+  return _stream(retrieved, plan, make, batch_size, start, process_index, process_count)
 
 
-def _empty(examples: int, k: int, num_tokens: int, num_answer_tokens: int) -> ParallelContextBatch:
-  rows = examples * k
-  return ParallelContextBatch(
-    tokens=np.zeros((rows, num_tokens), np.int32),
-    positions=np.zeros((rows, num_tokens), np.int32),
-    segment_ids=np.zeros((rows, num_tokens), np.int32),
-    answer_positions=np.zeros((rows, num_answer_tokens), np.int32),
-    answer_tokens=np.zeros((rows, num_answer_tokens), np.int32),
-    answer_slot=np.full((rows, num_answer_tokens), -1, np.int32),
-    context_mask=np.zeros((examples, k), bool),
-  )
+def query_lengths(retrieved: RetrievedStore, tokenizer: Any, *, max_tokens: int) -> Int[np.ndarray, "n"]:
+  """Tokens of each example's query as the encoder reads it, ``[n]`` int64."""
+  encode = EncoderTokenizer(tokenizer, max_tokens)
+  rows, _ = encode([example.query for example in retrieved])
+  return np.array([len(row) for row in rows], np.int64)
 
 
-def _fill(batch: ParallelContextBatch, row: int, ids: Sequence[int], start: int, end: int) -> None:
-  length, answers = len(ids), end - start
-  if length > batch.tokens.shape[1]:
-    raise ValueError(f"row {row} has {length} tokens, the batch holds {batch.tokens.shape[1]}")
-  if answers > batch.answer_tokens.shape[1]:
-    raise ValueError(f"row {row} has {answers} answer tokens, the batch holds {batch.answer_tokens.shape[1]}")
-  if answers and start < 1:
-    raise ValueError(f"row {row}: no token stands before the answer to predict it from")
-  batch.tokens[row, :length] = ids
-  batch.positions[row, :length] = np.arange(length)
-  batch.segment_ids[row, :length] = 1
-  batch.answer_positions[row, :answers] = np.arange(start - 1, end - 1)
-  batch.answer_tokens[row, :answers] = batch.tokens[row, start:end]
-  batch.answer_slot[row, :answers] = row
+def lsr_batches(
+  retrieved: RetrievedStore,
+  scores: ScoreStore | None,
+  index: Embeddings,
+  tokenizer: Any,
+  plan: Sequence[PlannedBatch],
+  *,
+  k: int,
+  max_tokens: int,
+  batch_size: int,
+  gold_first: bool = False,
+  shuffle_teacher: int | None = None,
+  start: int = 0,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> Iterable[tuple[tuple[str, ...], LSRBatch]]:
+  """Batches of a plan for retriever tuning, from step ``start`` on.
+
+  Args:
+    retrieved: examples.
+    scores: the teacher's; None leaves log-likelihoods and counts at zero.
+    index: gives the passages' embeddings.
+    tokenizer: of the query encoder.
+    plan: position is the step number; made from :func:`query_lengths`.
+    k: passages per question, the best ones first.
+    max_tokens: longest query.
+    batch_size: B over all hosts; a planned batch that is shorter is filled with absent examples.
+    gold_first: puts the first gold passage before the k - 1 best others, so that every question with a gold passage has
+      a positive one; the retriever may not have found it. Not with ``scores``, which know the retrieved ones only.
+    shuffle_teacher: seed of the control: the teacher's scores are permuted within each question, the same way in every
+      epoch.
+    start: first step.
+    process_index: this host; None asks JAX.
+    process_count: hosts; None asks JAX.
+
+  Returns:
+    An iterable of ``(example ids, batch)`` with this host's examples. An absent example has no passage, and one visible
+    token, so that no attention runs over nothing.
+
+  Raises:
+    UserError: a batch size that the hosts do not divide; k above the passages scored; an example without scores.
+    ValueError: ``gold_first`` with ``scores``.
+  """
+  if gold_first and scores is not None:
+    raise ValueError("gold_first puts a passage in front that the teacher may not have scored")
+  if scores is not None and k > scores.manifest["k"]:
+    raise UserError(f"k = {k} passages per question, {scores.path} holds scores of {scores.manifest['k']}; lower --k")
+  encode = EncoderTokenizer(tokenizer, max_tokens)
+
+  def make(examples: list[RetrievedExample], planned: PlannedBatch, first: int, size: int) -> LSRBatch:
+    tokens = np.zeros((size, planned.bucket_tokens), np.int32)
+    mask = np.zeros((size, planned.bucket_tokens), bool)
+    mask[:, 0] = True
+    for b, ids in enumerate(encode([example.query for example in examples])[0]):
+      tokens[b, : len(ids)] = ids
+      mask[b, : len(ids)] = True
+    rows = np.full((size, k), -1, np.int32)
+    positive = np.zeros((size, k), bool)
+    log_likelihood = np.zeros((size, k), np.float32)
+    num_tokens = np.zeros((size, k), np.int32)
+    for b, example in enumerate(examples):
+      rows[b] = _passage_rows(example, k, gold_first)
+      positive[b] = np.isin(rows[b], example.gold_rows) & (rows[b] >= 0)
+    for b, teacher in enumerate(scores.of([example.id for example in examples]) if scores is not None else ()):
+      rows[b, ~teacher.valid[:k]] = -1
+      order = _order(teacher, k, shuffle_teacher)
+      log_likelihood[b], num_tokens[b] = teacher.log_likelihood[order], teacher.num_tokens[order]
+    real = rows >= 0
+    embeddings = np.asarray(index.embeddings(np.where(real, rows, 0)), np.float32)
+    return LSRBatch(
+      query_tokens=tokens,
+      query_mask=mask,
+      passage_embeddings=np.where(real[..., None], embeddings, np.float32(0)),
+      log_likelihood=np.where(real, log_likelihood, np.float32(0)),
+      num_tokens=np.where(real, num_tokens, 0),
+      context_mask=real,
+      positive=positive & real,
+      passage_rows=rows,
+    )
+
+  return _stream(retrieved, plan, make, batch_size, start, process_index, process_count)
+
+
+def _stream(
+  retrieved: RetrievedStore,
+  plan: Sequence[PlannedBatch],
+  make: Callable[[list[RetrievedExample], PlannedBatch, int, int], B],
+  batch_size: int,
+  start: int,
+  process_index: int | None,
+  process_count: int | None,
+) -> Iterable[tuple[tuple[str, ...], B]]:
+  """``make`` over this host's share of each planned batch, two batches ahead in one thread."""
+  import grain
+  import jax
+
+  index = jax.process_index() if process_index is None else process_index
+  count = jax.process_count() if process_count is None else process_count
+  if batch_size % count:
+    raise UserError(f"batch_size {batch_size}: must be a multiple of the {count} hosts")
+  size = batch_size // count
+
+  def load(planned: PlannedBatch) -> tuple[tuple[str, ...], B]:
+    if len(planned.examples) > batch_size:
+      raise ValueError(f"a planned batch of {len(planned.examples)} examples, batch_size is {batch_size}")
+    examples = retrieved.many(planned.examples[index * size : (index + 1) * size])
+    return tuple(example.id for example in examples), make(examples, planned, index * size, size)
+
+  dataset = grain.MapDataset.source(plan).map(load)[start:]
+  # One thread: rendering holds the interpreter's lock, and the device's own threads want the cores.
+  return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+
+
+def _check_passages(retrieved: RetrievedStore, passages: PassageStore, k: int, with_passages: bool) -> None:
+  made_from = retrieved.manifest.get("passages")
+  if made_from != passages.fingerprint:
+    raise UserError(
+      f"{retrieved.path}: retrieved from the passage store {made_from}, but {passages.path} is {passages.fingerprint}; "
+      "run `radit retrieve` again"
+    )
+  if with_passages and k > retrieved.manifest["k"]:
+    raise UserError(f"k = {k} passages per example, {retrieved.path} holds {retrieved.manifest['k']}; lower --k")
+
+
+def _requests(
+  examples: Sequence[RetrievedExample],
+  passages: PassageStore,
+  k: int,
+  with_passages: bool,
+  seed: tuple[int, int] | None,
+) -> list[list[Request | None]]:
+  """Per example, what to render in each slot; None for a passage that is not there."""
+  markers = [None if seed is None else (*seed, example.id) for example in examples]
+  if not with_passages:
+    return [[(e.question, None, e.answers[0], m)] for e, m in zip(examples, markers, strict=True)]
+  rows = [[int(r) if v else -1 for r, v in zip(e.passage_rows[:k], e.valid[:k], strict=True)] for e in examples]
+  wanted = sorted({r for own in rows for r in own if r >= 0})
+  found = dict(zip(wanted, passages.many(wanted), strict=True))
+  return [
+    [(e.question, found[r], e.answers[0], m) if r >= 0 else None for r in own]
+    for e, m, own in zip(examples, markers, rows, strict=True)
+  ]
+
+
+def _passage_rows(example: RetrievedExample, k: int, gold_first: bool) -> list[int]:
+  rows = [int(r) if v else -1 for r, v in zip(example.passage_rows[:k], example.valid[:k], strict=True)]
+  if not gold_first or not example.gold_rows:
+    return rows
+  gold = example.gold_rows[0]
+  return [gold, *(r for r in rows if r != gold)][:k]
+
+
+def _order(teacher: PassageScores, k: int, seed: int | None) -> Int[np.ndarray, "k"]:
+  """Positions the teacher's scores are read from: as they are, or permuted among the real passages."""
+  order = np.arange(k)
+  if seed is not None:
+    real = np.flatnonzero(teacher.valid[:k])
+    digest = hashlib.sha256(repr((seed, teacher.id)).encode()).digest()
+    bits = np.random.PCG64(int.from_bytes(digest[:16], "big")).random_raw(len(real))
+    order[real] = real[np.argsort(bits, kind="stable")]
+  return order

@@ -63,6 +63,23 @@ class Rendered:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lengths:
+  """Tokens of rows that are not kept, each ``[R]`` int64.
+
+  Attributes:
+    tokens: of the row.
+    answer_tokens: of the answer with its end token.
+    cut_passage_tokens: see :class:`Rendered`.
+    cut_question_tokens: see :class:`Rendered`.
+  """
+
+  tokens: Int[np.ndarray, "R"]
+  answer_tokens: Int[np.ndarray, "R"]
+  cut_passage_tokens: Int[np.ndarray, "R"]
+  cut_question_tokens: Int[np.ndarray, "R"]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Layout:
   """A template made ready: fixed ids, and how each slot's text meets the text on its left.
 
@@ -169,26 +186,31 @@ class Prompt:
     ids = self._tokenize(zip(layouts, requests, strict=True))
     return [self._assemble(x, request, ids) for x, request in zip(layouts, requests, strict=True)]
 
-  def lengths(self, requests: Sequence[Request]) -> tuple[Int[np.ndarray, "R"], Int[np.ndarray, "R"]]:
-    """Tokens of each row with the markers that make it longest, and of its answer with the end token.
+  def measure(self, requests: Sequence[Request]) -> Lengths:
+    """Lengths with the markers that make each row longest: what a batch plan needs before any marker is drawn.
 
-    Returns:
-      ``[R]`` int64 row lengths and ``[R]`` int64 answer lengths: what a batch plan needs before anything is drawn.
+    Args:
+      requests: as for :meth:`render_many`; marker seeds are not looked at.
+
+    Raises:
+      UserError: an answer is longer than ``max_answer_tokens``.
     """
-    rows, answers = np.zeros(len(requests), np.int64), np.zeros(len(requests), np.int64)
+    out = Lengths(*(np.zeros(len(requests), np.int64) for _ in range(4)))
     # Layouts with the same seams differ in fixed text only: of each such group the longest will do.
     groups: dict[Any, _Layout] = {}
     for (closed, _), layout in self._layouts.items():
       key = (closed, tuple(seam for _, seam in layout.parts if isinstance(seam, str)))
       groups[key] = max(layout, groups.get(key, layout), key=lambda x: x.fixed_tokens)
-    for (closed, _), layout in groups.items():
+    for (closed, *_), layout in groups.items():
       chosen = [i for i, request in enumerate(requests) if (request[1] is None) == closed]
       ids = self._tokenize((layout, requests[i]) for i in chosen)
       for i in chosen:
         row = self._assemble(layout, requests[i], ids)
-        rows[i] = max(rows[i], len(row.tokens))
-        answers[i] = row.answer_end - row.answer_start
-    return rows, answers
+        out.tokens[i] = max(out.tokens[i], len(row.tokens))
+        out.answer_tokens[i] = row.answer_end - row.answer_start
+        out.cut_passage_tokens[i] = row.cut_passage_tokens
+        out.cut_question_tokens[i] = max(out.cut_question_tokens[i], row.cut_question_tokens)
+    return out
 
   def _reserved(self, layout: _Layout) -> int:
     """Tokens of a row that are neither passage nor question."""

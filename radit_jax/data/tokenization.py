@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from radit_jax.errors import UserError
+
 Ids = tuple[int, ...]
 #: How a slot's text meets what stands on its left: nothing is between them, a space is, or nothing is and a tokenizer
 #: that begins every text with a space of its own must be kept from it.
@@ -162,3 +164,37 @@ def _broken(text: str, token: str) -> list[str]:
     out[-1] += token[:1]
     out.append(token[1:] + piece)
   return out
+
+
+class EncoderTokenizer:
+  """Texts to what an encoder reads: control ids come from the tokenizer's template alone, never from a text.
+
+  A tokenizer's own truncation and padding are not used: MiniLM's file cuts at 128 tokens and says nothing.
+
+  Args:
+    tokenizer: of the encoder.
+    max_tokens: longest row, the template's tokens ([CLS], [SEP]) included.
+
+  Raises:
+    UserError: ``max_tokens`` leaves no room for text.
+  """
+
+  def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+    self._slots = SlotTokenizer(tokenizer)
+    body = list(self._slots.ids([(PLAIN, "a")])[PLAIN, "a"])
+    whole = tokenizer(["a"], add_special_tokens=True, truncation=False, padding=False)["input_ids"][0]
+    starts = [i for i in range(len(whole) - len(body) + 1) if whole[i : i + len(body)] == body]
+    if not starts:
+      raise UserError(f"tokenizer {type(tokenizer).__name__}: its template changes the text ({body} is not in {whole})")
+    self._prefix, self._suffix = whole[: starts[0]], whole[starts[0] + len(body) :]
+    added = len(whole) - len(body)
+    self._room = max_tokens - added
+    if self._room < 1:
+      raise UserError(f"max_tokens = {max_tokens}: the tokenizer adds {added}, so no text would be left")
+
+  def __call__(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+    """Ids of each text, and how many tokens were cut off its end."""
+    found = self._slots.ids((PLAIN, text) for text in texts)
+    bodies = [found[PLAIN, text] for text in texts]
+    rows = [[*self._prefix, *body[: self._room], *self._suffix] for body in bodies]
+    return rows, [max(0, len(body) - self._room) for body in bodies]

@@ -1,0 +1,87 @@
+"""Rendered rows and plain text as the arrays of a ParallelContextBatch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from radit_jax.data.prompts import Rendered
+from radit_jax.parallel_context import ParallelContextBatch
+
+
+def rows_to_batch(
+  rendered: Sequence[Sequence[Rendered | None]], *, num_tokens: int, num_answer_tokens: int, first_slot: int = 0
+) -> ParallelContextBatch:
+  """Pads rows to one length; row b*K+j holds example b with passage j.
+
+  Args:
+    rendered: ``[B][K]`` rows; None for an absent passage, whose row is padding.
+    num_tokens: T.
+    num_answer_tokens: A.
+    first_slot: slot of row 0, where these are one host's rows of a larger batch.
+
+  Returns:
+    NumPy arrays, R = B*K.
+
+  Raises:
+    ValueError: the examples differ in K, a row is longer than T, or an answer than A or without a token before it.
+  """
+  k = len(rendered[0])
+  batch = _empty(len(rendered), k, num_tokens, num_answer_tokens)
+  for b, rows in enumerate(rendered):
+    if len(rows) != k:
+      raise ValueError(f"example {b} has {len(rows)} rows, example 0 has {k}")
+    for j, row in enumerate(rows):
+      if row is not None:
+        _fill(batch, b * k + j, first_slot, row.tokens, row.answer_start, row.answer_end)
+        batch.context_mask[b, j] = True
+  return batch
+
+
+def text_to_batch(token_ids: Sequence[Sequence[int]], num_tokens: int) -> ParallelContextBatch:
+  """Plain text: every token but a row's first is an answer token.
+
+  Args:
+    token_ids: ids of each text, B of them; one with fewer than two has nothing to predict and counts as absent.
+    num_tokens: T.
+
+  Returns:
+    NumPy arrays, K = 1 and A = T - 1.
+
+  Raises:
+    ValueError: a text is longer than T.
+  """
+  batch = _empty(len(token_ids), 1, num_tokens, num_tokens - 1)
+  for b, ids in enumerate(token_ids):
+    if len(ids) >= 2:
+      _fill(batch, b, 0, ids, 1, len(ids))
+      batch.context_mask[b, 0] = True
+  return batch
+
+
+def _empty(examples: int, k: int, num_tokens: int, num_answer_tokens: int) -> ParallelContextBatch:
+  rows = examples * k
+  return ParallelContextBatch(
+    tokens=np.zeros((rows, num_tokens), np.int32),
+    positions=np.zeros((rows, num_tokens), np.int32),
+    segment_ids=np.zeros((rows, num_tokens), np.int32),
+    answer_positions=np.zeros((rows, num_answer_tokens), np.int32),
+    answer_tokens=np.zeros((rows, num_answer_tokens), np.int32),
+    answer_slot=np.full((rows, num_answer_tokens), -1, np.int32),
+    context_mask=np.zeros((examples, k), bool),
+  )
+
+
+def _fill(batch: ParallelContextBatch, row: int, first_slot: int, ids: Sequence[int], start: int, end: int) -> None:
+  length, answers = len(ids), end - start
+  if length > batch.tokens.shape[1]:
+    raise ValueError(f"row {row} has {length} tokens, the batch holds {batch.tokens.shape[1]}")
+  if answers > batch.answer_tokens.shape[1]:
+    raise ValueError(f"row {row} has {answers} answer tokens, the batch holds {batch.answer_tokens.shape[1]}")
+  if answers and start < 1:
+    raise ValueError(f"row {row}: no token stands before the answer to predict it from")
+  batch.tokens[row, :length] = ids
+  batch.positions[row, :length] = np.arange(length)
+  batch.segment_ids[row, :length] = 1
+  batch.answer_positions[row, :answers] = np.arange(start - 1, end - 1)
+  batch.answer_tokens[row, :answers] = batch.tokens[row, start:end]
+  batch.answer_slot[row, :answers] = first_slot + row
