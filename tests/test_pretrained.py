@@ -27,6 +27,7 @@ from radit_jax.models.pretrained import (
   load_encoder,
   load_generator,
   load_tokenizer,
+  passage_encoder_of,
   save_encoder,
   save_generator,
 )
@@ -292,6 +293,12 @@ def test_score_temperature(bert_copy, tokenizer, tmp_path):
   assert load_dual_encoder(tmp_path / "tuned", bert_copy).score_temperature == 0.25
 
 
+def test_a_tuned_query_encoder_names_its_passage_encoder(bert_path, tokenizer, tmp_path):
+  assert passage_encoder_of(bert_path) == fingerprint(bert_path)
+  save_encoder(load_encoder(bert_path), tokenizer, tmp_path / "q", passage_encoder=fingerprint(bert_path))
+  assert passage_encoder_of(tmp_path / "q") == fingerprint(bert_path) != fingerprint(tmp_path / "q")
+
+
 def test_one_path_gives_two_encoders_that_share_nothing(bert_path):
   dual = load_dual_encoder(bert_path)
   for q, p in zip(jax.tree.leaves(dual.query_encoder), jax.tree.leaves(dual.passage_encoder), strict=True):
@@ -375,6 +382,7 @@ def test_generator_configs_that_cannot_be_read(llama_copy, fields, message):
     ("1_Pooling/config.json", {"pooling_mode_cls_token": False}, "pooling none is not supported"),
     ("radit.json", {"pooling": "mean"}, "pooling is 'mean', but modules.json says 'cls'"),
     ("radit.json", {"temperature": 1}, "unknown field 'temperature'"),
+    ("radit.json", {"passage_encoder": "abc"}, "passage_encoder = 'abc' is not possible"),
     ("radit.json", {"score_temperature": 0}, "score_temperature = 0 is not possible"),
     ("modules.json", [{"type": "m.Transformer", "path": "../../etc"}], "lies outside the directory"),
     ("modules.json", [{"type": "m.Transformer", "path": ""}], "must list a Transformer and a Pooling"),

@@ -13,11 +13,11 @@ from jaxtyping import DTypeLike
 
 from radit_jax.errors import UserError
 from radit_jax.files import atomic_directory, fingerprint_directory
-from radit_jax.models import hf_config, hf_weights, safetensors_files
+from radit_jax.models import hf_config, hf_weights, safetensors_files, sentence_files
 from radit_jax.models.bert import BertEncoder
 from radit_jax.models.dual_encoder import DualEncoder, default_temperature
-from radit_jax.models.hf_config import encoder_temperature
 from radit_jax.models.llama import Llama
+from radit_jax.models.sentence_files import encoder_temperature
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ __all__ = [
   "load_encoder",
   "load_generator",
   "load_tokenizer",
+  "passage_encoder_of",
   "save_encoder",
   "save_generator",
 ]
@@ -78,7 +79,7 @@ def load_encoder(
     UserError: another architecture, an unsupported feature or pooling, no word on the pooling, tensors missing,
       unknown or misshapen.
   """
-  model = hf_config.model_directory(path)
+  model = sentence_files.model_directory(path)
   config = hf_config.read_bert_config(path)
   tensors = safetensors_files.read_directory(model)
   tensors.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a buffer that older versions of transformers saved
@@ -123,7 +124,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
   Raises:
     UserError: no tokenizer in the directory, or one that cannot be read.
   """
-  root = hf_config.model_directory(path)
+  root = sentence_files.model_directory(path)
   known = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tokenizer_config.json")
   if not any((root / name).exists() for name in known):
     raise UserError(f"{root}: no tokenizer (none of {', '.join(known)})")
@@ -208,7 +209,7 @@ def passage_encoder_of(path: str | os.PathLike[str]) -> str:
   Raises:
     UserError: no such directory.
   """
-  return hf_config.passage_encoder_fingerprint(path) or fingerprint(path)
+  return sentence_files.passage_encoder_fingerprint(path) or fingerprint(path)
 
 
 def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, path: str | os.PathLike[str]) -> None:
