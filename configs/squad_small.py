@@ -1,6 +1,7 @@
-"""`radit run --config squad_small ...`: SQuAD paragraphs, the real MiniLM, and a generator made by scripts/pretrain_small.py.
+"""`radit run --config squad_small ...`: SQuAD paragraphs, the real MiniLM, a generator of scripts/pretrain_small.py.
 
-Sized for 2 CPU cores: a sample of the training questions, recall on all questions of the test articles, answers on some.
+Sized for 2 CPU cores: a sample of the training questions, recall on all questions of the test articles, answers to
+a sample of them.
 """
 
 import functools

@@ -81,8 +81,8 @@ def lsr_log_targets(
   .. math:: \log p_{LSR}(c \mid x, y) = \log \mathrm{softmax}_k(g(\log p_{LM}(y \mid c \circ x)) / \tau)
 
   The paper does not say which likelihood eq. (4) means. ``"prob"`` is the formula as printed, ``g = exp``: the
-  probability of a 50-token answer underflows float32, and the target is then exactly uniform. The default ``"token_prob"`` is the
-  geometric mean per token, ``g(l) = exp(l / n)``, which stays in (0, 1] for answers of any length.
+  probability of a 50-token answer underflows float32, and the target is then exactly uniform. The default
+  ``"token_prob"`` is the geometric mean per token, ``g(l) = exp(l / n)``, in (0, 1] for answers of any length.
 
   Args:
     log_likelihoods: ``[..., K]`` sums of answer-token log-probabilities, in nats.

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from radit_jax import sharding
-from radit_jax.data.prompts import Prompt
+from radit_jax.data.prompts import Prompt, Request
 from radit_jax.data.sources import Passage
 from radit_jax.inference.decode import greedy_decode, prefill, score_candidates
 from radit_jax.losses import mixture_log_likelihood, retriever_log_probs
@@ -135,7 +135,8 @@ def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 def _render(prompt: Prompt, queries: Sequence[Query]) -> list[tuple[list[list[int]], list[int]]]:
   """Per query: the token ids of each prompt, and of the gold answer (empty without one)."""
-  requests, spans = [], []
+  requests: list[Request] = []
+  spans = []
   for q in queries:
     passages = q.passages or (None,)
     spans.append((len(requests), len(passages)))

@@ -68,11 +68,11 @@ def greedy_decode(
   out = jnp.full((rows, max_new_tokens), ends[0], jnp.int32).at[:, 0].set(first)
   ones = jnp.ones((rows, 1), jnp.int32)
 
-  def unfinished(carry: tuple[Array, ...]) -> Array:
+  def unfinished(carry: tuple[Array, Array, Array, Array, Any]) -> Array:
     step, _, done, _, _ = carry
     return (step < max_new_tokens) & ~jnp.all(done)
 
-  def advance(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+  def advance(carry: tuple[Array, Array, Array, Array, Any]) -> tuple[Array, Array, Array, Array, Any]:
     step, token, done, out, cache = carry
     positions = (prefilled.lengths + step - 1)[:, None]
     hidden, cache = generator(token[:, None], positions=positions, segment_ids=ones, cache=cache)

@@ -79,7 +79,7 @@ class Checkpoints:
         )
     named = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
     paths, treedef = jax.tree_util.tree_flatten_with_path(like)
-    return treedef.unflatten(named[jax.tree_util.keystr(path)] for path, _ in paths)
+    return jax.tree.unflatten(treedef, [named[jax.tree_util.keystr(path)] for path, _ in paths])
 
   def wait(self) -> None:
     """Returns when every save has been committed."""

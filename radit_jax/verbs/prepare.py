@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,12 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
   examples = list(
     read_examples(config.questions, format=config.questions_format, on_error=config.on_error, skipped=skipped)
   )
+  # Everything that can be wrong with the questions is found before anything is written.
+  document_of_text = {d.text: d.id for d in documents}
+  titles = {d.id: d.title for d in documents}
+  gold_documents = [_gold_documents(e, document_of_text, titles, config.questions) for e in examples]
+  groups = [_group(e, config.split_by, gold, titles) for e, gold in zip(examples, gold_documents, strict=True)]
+  assigned = _assign(groups, config)
   progress("prepare", 1, 2, "files")
   write_passages(
     (piece for document in documents for piece in chunk(document, config.max_passage_words)),
@@ -84,16 +91,10 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
     manifest={"recipe": wanted},
   )
   store = PassageStore(passages)
-  document_of_text = {d.text: d.id for d in documents}
-  titles = {d.id: d.title for d in documents}
-  known = {d.id for d in documents}
-
-  rows: dict[str, list[dict[str, object]]] = {name: [] for name in SPLITS}
-  groups = [_group(e, config.split_by, document_of_text, titles) for e in examples]
-  assigned = _assign(groups, config)
+  rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
   num_gold = 0
-  for example, group in zip(examples, groups, strict=True):
-    gold = _gold_rows(example, store, document_of_text, known, config.questions)
+  for example, group, in_documents in zip(examples, groups, gold_documents, strict=True):
+    gold = _gold_rows(example, in_documents, store)
     num_gold += bool(gold)
     rows[assigned[group]].append(
       {
@@ -105,7 +106,7 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
         "gold_rows": gold,
       }
     )
-  counts = {
+  counts: dict[str, Any] = {
     "num_documents": len(documents),
     "num_passages": len(store),
     "num_questions": {name: len(r) for name, r in rows.items()},
@@ -122,7 +123,20 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
   return PrepareResult(str(passages), str(split), **counts)
 
 
-def _group(example: Example, split_by: str, document_of_text: dict[str, str], titles: dict[str, str]) -> str:
+def _gold_documents(
+  example: Example, document_of_text: dict[str, str], titles: dict[str, str], path: str
+) -> tuple[str, ...]:
+  """Documents that hold the answer: those the question names, and the one whose text it carries."""
+  documents = list(example.gold_passage_ids)
+  if example.own_context in document_of_text:
+    documents.append(document_of_text[example.own_context])
+  for document in documents:
+    if document not in titles:
+      raise UserError(f"{path}: question {example.id} names passage {document!r}, which the corpus does not hold")
+  return tuple(dict.fromkeys(documents))
+
+
+def _group(example: Example, split_by: str, gold: tuple[str, ...], titles: dict[str, str]) -> str:
   """What must not be shared between the splits."""
   if split_by != "auto":
     if split_by not in example.metadata:
@@ -130,10 +144,7 @@ def _group(example: Example, split_by: str, document_of_text: dict[str, str], ti
     return str(example.metadata[split_by])
   if example.group is not None:
     return example.group
-  document = next(iter(example.gold_passage_ids), None) or document_of_text.get(example.own_context or "")
-  if document is not None:
-    return titles.get(document) or document
-  return example.id
+  return titles[gold[0]] or gold[0] if gold else example.id
 
 
 def _assign(groups: list[str], config: PrepareConfig) -> dict[str, str]:
@@ -157,17 +168,10 @@ def _assign(groups: list[str], config: PrepareConfig) -> dict[str, str]:
   return out | dict.fromkeys(remaining, "train")
 
 
-def _gold_rows(
-  example: Example, store: PassageStore, document_of_text: dict[str, str], known: set[str], path: str
-) -> list[int]:
+def _gold_rows(example: Example, documents: tuple[str, ...], store: PassageStore) -> list[int]:
   """Rows of the gold passages; of a document in several pieces, those that hold an answer, else all."""
-  documents = list(example.gold_passage_ids)
-  if example.own_context in document_of_text:
-    documents.append(document_of_text[example.own_context])
   rows: list[int] = []
-  for document in dict.fromkeys(documents):
-    if document not in known:
-      raise UserError(f"{path}: question {example.id} names passage {document!r}, which the corpus does not hold")
+  for document in documents:
     pieces = store.rows_of_document(document)
     if len(pieces) > 1:
       holding = [r for r in pieces if has_answer(store[r].text, example.answers)]
@@ -176,7 +180,7 @@ def _gold_rows(
   return rows
 
 
-def read_split(path: str) -> list[dict[str, object]]:
+def read_split(path: str) -> list[dict[str, Any]]:
   """Questions of one split file, as `prepare` wrote them.
 
   Raises:
