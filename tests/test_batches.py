@@ -99,7 +99,7 @@ def world(tmp_path_factory):
   write_retrieved(records, root / "retrieved", manifest=manifest)
   retrieved = RetrievedStore(root / "retrieved")
   teacher = [
-    PassageScores(r.id, np.where(r.valid, -np.arange(K) - i * 10.0, 0), np.where(r.valid, 2 + np.arange(K), 0), r.valid)
+    PassageScores(r.id, np.where(r.valid, -np.arange(K) - i * 10.0, 5), np.where(r.valid, 2 + np.arange(K), 5), r.valid)
     for i, r in enumerate(records)
   ]
   write_scores(teacher[::-1], root / "scores", manifest={"k": K, "retrieved": retrieved.fingerprint})

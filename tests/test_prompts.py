@@ -168,8 +168,11 @@ def test_hostile_text_yields_no_control_id_and_moves_no_boundary(tokenizer, styl
 
 
 def test_hostile_text_stays_readable():
-  row = Prompt(byte_level(), config()).render(QUESTION, Passage("p", "", HOSTILE), "Orlen")
-  assert byte_level().decode(dict(row.segments)["passage"]) == " " + HOSTILE
+  tokenizer = byte_level()
+  row = Prompt(tokenizer, config()).render(QUESTION, Passage("p", "", HOSTILE), "Orlen")
+  ids = dict(row.segments)["passage"]
+  assert tokenizer.decode(ids) == " " + HOSTILE
+  assert list(ids) == tokenizer(" " + HOSTILE, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def test_answer_tokens_are_the_answer_and_its_end(tokenizer):

@@ -152,7 +152,7 @@ def cases():
       yield pytest.param(read, good, record, message.replace("{main}", main), id=f"{name}-{message[:40]}")
 
 
-@pytest.mark.parametrize(("read", "good", "bad", "message"), cases())
+@pytest.mark.parametrize(("read", "good", "bad", "message"), list(cases()))
 def test_a_bad_line_is_named_or_counted(tmp_path, read, good, bad, message):
   path = lines(tmp_path, good, b"", bad, {**good, "id": "later"})
   seen = []
