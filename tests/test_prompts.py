@@ -324,6 +324,16 @@ def test_many_equals_one_by_one_and_lengths_bound_every_marker(tokenizer):
   assert prompt.render_many([]) == []
 
 
+def test_ids_do_not_depend_on_what_else_is_rendered(tokenizer):
+  # The empty marker puts a question right after a newline; "\u200b" and "\u00a0" are what tokenizers trip over there.
+  questions = [QUESTION, "\u200bWhere?", "x\u00a0", "", "🜁 ünï?", "<eos> Where?", "▁Where?"]
+  seeds = [(i,) for i in range(8)]
+  requests = [(q, PASSAGE, "Orlen", s) for q in questions for s in seeds]
+  together = Prompt(tokenizer, config()).render_many(requests)
+  alone = [Prompt(tokenizer, config()).render(q, p, a, marker_seed=s) for q, p, a, s in requests]
+  assert together == alone
+
+
 def test_surrounding_space_is_no_part_of_a_text(tokenizer):
   prompt = Prompt(tokenizer, config())
   spaced = prompt.render(f" {QUESTION}\n", Passage("p", " ", f"  {PASSAGE.text} "), " Orlen ")

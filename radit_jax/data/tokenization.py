@@ -127,11 +127,12 @@ class SlotTokenizer:
 
   def _after_newline(self, texts: list[str]) -> list[Ids]:
     """Ids as they are after a newline, where a tokenizer cannot put a space of its own before the text."""
-    rows = self._encode(["\n" + text for text in texts])
     n = len(self._newline)
-    if all(row[:n] == self._newline and (len(row) > n or not text) for row, text in zip(rows, texts, strict=True)):
-      return [row[n:] for row in rows]
-    return self._encode(texts)  # its newline is not a token of its own
+    out = []
+    for text, row in zip(texts, self._encode(["\n" + text for text in texts]), strict=True):
+      apart = row[:n] == self._newline and (len(row) > n or not text)  # else its newline is no token of its own
+      out.append(row[n:] if apart else self._encode([text])[0])
+    return out
 
   def _defused(self, seam: str, text: str) -> Ids:
     """A text whose words are themselves in the vocabulary as control tokens: those words are broken in two."""
