@@ -200,8 +200,8 @@ class Llama(nnx.Module):
       tokens: token ids.
       positions: rotary position of each token; by default the number of tokens before it, in the row and (with a
         cache) among the row's written slots that are no padding.
-      segment_ids: a token sees earlier tokens of its own segment only; segment 0 is padding, which nobody sees. By
-        default all tokens are of segment 1. Hidden states of padding are finite and mean nothing.
+      segment_ids: a token sees earlier tokens of its own segment only; segment 0 is padding, which no real token
+        sees. By default all tokens are of segment 1. Hidden states of padding are finite and mean nothing.
       cache: keys and values of earlier tokens of the same rows, from `init_cache` or an earlier call.
 
     Returns:
@@ -303,8 +303,11 @@ def _rotate(x: Float[Array, "N T h d"], rotary: tuple[Array, Array]) -> Float[Ar
 def _visible(
   queries: Int[Array, "N T"], keys: Int[Array, "N S"], first_slot: int | Int[Array, ""]
 ) -> Bool[Array, "N 1 T S"]:
-  """Query t, which stands in slot first_slot + t, sees a slot that is not later, of its own segment, not padding."""
+  """Query t, which stands in slot first_slot + t, sees the slots of its own segment that are not later.
+
+  Padding sees padding, so that every query sees a key, if only itself, and no softmax is over nothing.
+  """
   query_slots = first_slot + jnp.arange(queries.shape[1])
   causal = query_slots[:, None] >= jnp.arange(keys.shape[1])
-  same = (queries[:, :, None] == keys[:, None, :]) & (queries != 0)[:, :, None]
+  same = queries[:, :, None] == keys[:, None, :]
   return (causal & same)[:, None]
