@@ -1,9 +1,12 @@
+# ruff: noqa: E402
 """Eight simulated CPU devices, set up before jax is imported, and the meshes over them."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Level 0: the programs of tests are small, and compiling them takes longer than running them (half the time of a file).
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax
 import numpy as np
