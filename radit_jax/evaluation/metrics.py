@@ -6,7 +6,7 @@ Every metric is of one question; the mean over questions, with its bootstrap int
 import collections
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -109,44 +109,30 @@ def has_answer(passage_text: str, answers: Sequence[str]) -> bool:
   return any(f" {answer} " in text for answer in wanted if answer)
 
 
-def recall_at(gold_rows: Sequence[int], passage_rows: Sequence[int], k: int) -> float:
-  """1.0 if a gold passage is among the first ``k`` retrieved ones, else 0.0.
+def first_hit(
+  gold_rows: Sequence[int], answers: Sequence[str], passage_rows: Sequence[int], text_of: Callable[[int], str]
+) -> int:
+  """How many passages stand before the first right one: recall@k is the share of questions where this is below k.
 
   Args:
-    gold_rows: rows of the passages that answer the question; empty (none was found anywhere) gives 0.0.
-    passage_rows: retrieved rows, best first, at least ``k`` of them; negative ones are padding.
-    k: how many are looked at.
-
-  Raises:
-    ValueError: ``k`` below 1, or above the number of retrieved rows: recall@10 of 5 passages is not a number.
-
-  Example:
-    >>> recall_at([7], [3, 7, 5], 1), recall_at([7], [3, 7, 5], 2)
-    (0.0, 1.0)
-  """
-  if not 1 <= k <= len(passage_rows):
-    raise ValueError(f"recall@{k} of {len(passage_rows)} retrieved passages: k must be from 1 to {len(passage_rows)}")
-  return float(_rank(gold_rows, passage_rows[:k]) is not None)
-
-
-def mrr(gold_rows: Sequence[int], passage_rows: Sequence[int]) -> float:
-  """Reciprocal rank of the first gold passage, 0.0 if none was retrieved; its mean over questions is MRR.
-
-  Args:
-    gold_rows: rows of the passages that answer the question.
+    gold_rows: rows of the passages known to answer the question; without any, a passage that holds an answer is right.
+    answers: gold answers.
     passage_rows: retrieved rows, best first; negative ones are padding.
+    text_of: text of a row; asked only where no gold passage is known.
+
+  Returns:
+    0 for a hit at the top; ``len(passage_rows)`` for none.
 
   Example:
-    >>> mrr([5, 7], [3, 7, 5])
-    0.5
+    >>> first_hit([5, 7], ["a town"], [3, 7, 5], text_of=str), first_hit([], ["5"], [3, 7, 5], text_of=str)
+    (1, 2)
   """
-  rank = _rank(gold_rows, passage_rows)
-  return 0.0 if rank is None else 1.0 / rank
+  gold = {int(row) for row in gold_rows}
 
+  def right(row: int) -> bool:
+    return row >= 0 and (row in gold if gold else has_answer(text_of(row), answers))
 
-def _rank(gold_rows: Sequence[int], passage_rows: Sequence[int]) -> int | None:
-  gold = {int(row) for row in gold_rows if row >= 0}
-  return next((rank for rank, row in enumerate(passage_rows, start=1) if int(row) in gold), None)
+  return next((rank for rank, row in enumerate(map(int, passage_rows)) if right(row)), len(passage_rows))
 
 
 def bootstrap_interval(

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from radit_jax import files
 from radit_jax.data.sources import Passage
+from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval.tokens import encoder_tokens
 from radit_jax.sharding import ROW_AXES, place_rows
 
 #: Rows are padded to a multiple of this: at most max_tokens / 32 programs, and little padding once sorted by length.
@@ -61,8 +61,8 @@ def embed_queries(
   Raises:
     UserError: an embedding that is not finite (row named), or a batch size the mesh does not divide.
   """
-  ids, cut = encoder_tokens(tokenizer, texts, max_tokens)
-  figures = {"cut": float((cut > 0).sum())}
+  ids, cut = EncoderTokenizer(tokenizer, max_tokens)(texts)
+  figures = {"cut": float(np.count_nonzero(cut))}
 
   def report(done: int) -> None:
     progress("embed", done, len(ids), "queries", **figures)
@@ -115,10 +115,11 @@ def embed_passages(
   work = final.parent / f".{final.name}.partial"
   state = _resume(work, {**request, "shard_size": shard_size})
   shards: list[dict[str, Any]] = state["shards"]
+  encode = EncoderTokenizer(tokenizer, max_tokens)
   for number in range(len(shards), -(-len(texts) // shard_size)):
     first = number * shard_size
     rows = [_text(texts[i]) for i in range(first, min(first + shard_size, len(texts)))]
-    ids, cut = encoder_tokens(tokenizer, rows, max_tokens)
+    ids, cut = encode(rows)
 
     def report(done: int, first: int = first) -> None:
       progress("embed", first + done, len(texts), "passages")
@@ -130,7 +131,7 @@ def embed_passages(
     np.save(buffer, embeddings, allow_pickle=False)
     files.write_atomic(work / _shard_name(number), buffer.getvalue())
     sha256 = files.sha256_file(work / _shard_name(number))
-    shards.append({"sha256": sha256, "cut_passages": int((cut > 0).sum()), "dim": embeddings.shape[1]})
+    shards.append({"sha256": sha256, "cut_passages": int(np.count_nonzero(cut)), "dim": embeddings.shape[1]})
     files.write_json(work / files.MANIFEST, state)
   cut_passages = sum(s["cut_passages"] for s in shards)
   manifest = {**request, "dim": shards[0]["dim"], "shards": len(shards), "cut_passages": cut_passages}

@@ -10,7 +10,7 @@ from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedExample, write_retrieved
 from radit_jax.data.plan import sample
 from radit_jax.errors import UserError
-from radit_jax.evaluation.metrics import has_answer
+from radit_jax.evaluation.metrics import first_hit
 from radit_jax.models.pretrained import (
   encoder_temperature,
   fingerprint,
@@ -70,7 +70,7 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
   inputs = {
     "questions": files.sha256_file(config.questions),
     "passages": store.fingerprint,
-    "index": files.sha256_file(f"{config.index}/{files.MANIFEST}"),
+    "index": index.manifest["fingerprint"],
     "encoder": fingerprint(config.encoder),
   }
   wanted = runs.recipe(config, inputs=inputs)
@@ -107,25 +107,12 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
       "query_encoder": inputs["encoder"],
       "passages": store.fingerprint,
       "score_temperature": encoder_temperature(config.encoder),
-      "hits": hits(questions, found.ids, store).tolist(),
+      "hits": [
+        first_hit(q["gold_rows"], q["answers"], ids, lambda row: store[row].text)
+        for q, ids in zip(questions, found.ids, strict=True)
+      ],
     }
     write_retrieved(records, config.out, manifest=fields)
   rank = np.asarray(files.read_manifest(config.out, "retrieved")["hits"])
   recall = {k: float(np.mean(rank < k)) for k in (1, 5, 10) if k <= config.k}
   return RetrieveResult(config.out, len(rank), recall, float(np.mean(np.where(rank < config.k, 1 / (rank + 1), 0))))
-
-
-def hits(questions: list[dict], ids: np.ndarray, store: PassageStore) -> np.ndarray:
-  """Rank (from 0) of each question's first right passage, k where none was found.
-
-  Right is a gold passage; for a question without a known one, a passage that holds an answer.
-  """
-  k = ids.shape[1]
-  ranks = np.full(len(questions), k)
-  for i, q in enumerate(questions):
-    gold = set(q["gold_rows"])
-    for j, row in enumerate(ids[i].tolist()):
-      if row >= 0 and (row in gold if gold else has_answer(store[row].text, q["answers"])):
-        ranks[i] = j
-        break
-  return ranks

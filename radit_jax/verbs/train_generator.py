@@ -12,7 +12,7 @@ from radit_jax.config import TrainGeneratorConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedStore
-from radit_jax.data.plan import RunPlan
+from radit_jax.data.plan import RunPlan, plan_in_order
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer, save_generator
@@ -102,7 +102,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     lengths["train"].rows, batch_size=loop.batch_size, seed=loop.seed, num_steps=loop.steps, epochs=loop.epochs
   )
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(stores["dev"])), mesh)
-  dev_plan = RunPlan(lengths["dev"].rows, batch_size=dev_size, seed=0, max_buckets=2)
+  dev_plan = plan_in_order(lengths["dev"].rows, batch_size=dev_size, max_buckets=2)
 
   def batches(start: int) -> Iterator[Batch]:
     return iter(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from radit_jax import files, runs, sharding
 from radit_jax.config import TrainRetrieverConfig
 from radit_jax.data.batches import lsr_batches, query_lengths
 from radit_jax.data.examples import RetrievedStore, ScoreStore
-from radit_jax.data.plan import RunPlan
+from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import (
   encoder_temperature,
@@ -90,7 +90,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     "encoder": fingerprint(config.encoder),
     "retrieved": stores["train"].fingerprint,
     "dev_retrieved": stores["dev"].fingerprint,
-    "index": files.sha256_file(f"{config.index}/{files.MANIFEST}"),
+    "index": index.manifest["fingerprint"],
     "scores": "none" if scores["train"] is None else scores["train"].fingerprint,
     "dev_scores": "none" if scores["dev"] is None else scores["dev"].fingerprint,
   }
@@ -112,9 +112,9 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   lengths = {n: query_lengths(s, tokenizer, max_tokens=max_tokens) for n, s in stores.items()}
   plan = RunPlan(lengths["train"], batch_size=loop.batch_size, seed=loop.seed, num_steps=loop.steps, epochs=loop.epochs)
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(stores["dev"])), mesh)
-  dev_plan = RunPlan(lengths["dev"], batch_size=dev_size, seed=0, max_buckets=2)
+  dev_plan = plan_in_order(lengths["dev"], batch_size=dev_size, max_buckets=2)
 
-  def stream(name: str, of: RunPlan, size: int, start: int = 0) -> Iterator[Batch]:
+  def stream(name: str, of: Sequence[PlannedBatch], size: int, start: int = 0) -> Iterator[Batch]:
     return iter(
       lsr_batches(
         stores[name],
