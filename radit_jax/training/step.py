@@ -134,6 +134,8 @@ def pair_objective(encoders: Any, batch: PairBatch) -> tuple[Array, Array]:
 
 def _decays(leaf: Any) -> bool:
   """Weight decay is for matrices: norms and biases, stacked over layers or not, have one dimension of their own."""
+  if isinstance(leaf, nnx.Variable) and not isinstance(leaf, nnx.Param):
+    return False  # carried along untrained, such as a BERT pooler that no embedding goes through
   axes = getattr(leaf, "logical_axes", None) if isinstance(leaf, nnx.Variable) else None
   if axes is None:
     return getattr(leaf, "ndim", 0) >= 2
