@@ -57,6 +57,15 @@ def test_each_person_has_each_relation_once(world):
   assert len(seen) == len(world.facts) == len({f.person for f in world.facts}) * len(RELATIONS)
 
 
+def test_a_quarter_of_the_questions_is_in_known_forms(world):
+  known = [
+    fact.question in [form.format(n=fact.person) for form in RELATIONS[fact.relation].known_questions]
+    for fact in world.facts
+  ]
+  assert sum(known) == len(known) // 4
+  assert sum(known[:600]) == 150
+
+
 def test_all_invented_words_differ(world):
   words = [*world.first_names, *world.last_names, *itertools.chain(*world.values)]
   assert len(set(words)) == len(words)

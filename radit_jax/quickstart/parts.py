@@ -14,9 +14,9 @@ SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
 # The longest texts of `pretraining_texts`, and the longest rows of the warm start.
 GENERATOR_TOKENS = 28
 ENCODER_TOKENS = 16
-GENERATOR_LOOP = LoopConfig(steps=600, batch_size=48)
+GENERATOR_LOOP = LoopConfig(steps=1000, batch_size=48)
 GENERATOR_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=50)
-ENCODER_LOOP = LoopConfig(steps=300, batch_size=64)
+ENCODER_LOOP = LoopConfig(steps=400, batch_size=64)
 ENCODER_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=20, weight_decay=0.01)
 
 # What the quickstart gives `radit run` beside the paths. Rows of at most 32 tokens stay in the smallest bucket.
