@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from radit_jax import sharding
+from radit_jax.data.plan import bucket_lengths, row_multiple
 from radit_jax.data.prompts import Prompt, Request
 from radit_jax.data.sources import Passage
 from radit_jax.inference.decode import greedy_decode, prefill, score_candidates
@@ -108,7 +109,9 @@ def answer_questions(
   longest = max([prompt.config.max_answer_tokens + 1, *(len(gold) for _, gold in rendered)])
   room = -(-longest // 4) * 4
   # Sorted by length: few questions wait for a longer one's decoding, and padding is small.
-  order = sorted(range(len(queries)), key=lambda i: max(len(r) for r in rendered[i][0]))
+  lengths = [max(len(r) for r in prompts) for prompts, _ in rendered]
+  buckets = bucket_lengths(lengths, bucket_multiple=row_multiple(jax.default_backend()))
+  order = sorted(range(len(queries)), key=lambda i: lengths[i])
   answers: dict[int, Answer] = {}
   with jax.set_mesh(mesh):
     for batch in _batches(order, batch_size):
@@ -119,6 +122,7 @@ def answer_questions(
         [(queries[i], *rendered[i]) for i in batch],
         k,
         room,
+        buckets,
         score_temperature,
         batch_size,
         mesh,
@@ -164,12 +168,13 @@ def _answer_batch(
   batch: list[tuple[Query, list[list[int]], list[int]]],
   k: int,
   room: int,
+  buckets: tuple[int, ...],
   score_temperature: float,
   size: int,
   mesh: Mesh,
 ) -> list[Answer]:
   longest = max(len(p) for _, prompts, _ in batch for p in prompts)
-  width = -(-longest // 32) * 32  # few programs
+  width = next(b for b in buckets if b >= longest)
   tokens = np.zeros((size * k, width), np.int32)
   lengths = np.ones(size * k, np.int32)  # an absent passage is a prompt of one padding token, masked out of p_R
   where = np.zeros((size, k), bool)

@@ -10,7 +10,7 @@ from radit_jax.config import ScoreConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import PassageScores, RetrievedStore, ScoreStore, write_scores
-from radit_jax.data.plan import plan_in_order
+from radit_jax.data.plan import plan_in_order, row_multiple
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer
@@ -88,7 +88,7 @@ def _score(generator, retrieved, passages, prompt, config, mesh, progress):  # t
   """Score records in the order of the store."""
   lengths = row_lengths(retrieved, passages, prompt, k=config.k, with_passages=True)
   batch_size = sharding.round_up_rows(config.batch_size, mesh)
-  plan = plan_in_order(lengths.rows, batch_size=batch_size)
+  plan = plan_in_order(lengths.rows, batch_size=batch_size, bucket_multiple=row_multiple(jax.default_backend()))
   found: dict[str, PassageScores] = {}
   batches = parallel_context_batches(
     retrieved,

@@ -12,7 +12,7 @@ from radit_jax.config import TrainGeneratorConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedStore
-from radit_jax.data.plan import RunPlan, plan_in_order
+from radit_jax.data.plan import RunPlan, plan_in_order, row_multiple
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer, save_generator
@@ -98,11 +98,17 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     k = 1
   lengths = {n: row_lengths(s, passages, prompt, k=k, with_passages=with_passages) for n, s in stores.items()}
   answer_tokens = max(x.answer for x in lengths.values())
+  multiple = row_multiple(jax.default_backend())
   plan = RunPlan(
-    lengths["train"].rows, batch_size=loop.batch_size, seed=loop.seed, num_steps=loop.steps, epochs=loop.epochs
+    lengths["train"].rows,
+    batch_size=loop.batch_size,
+    seed=loop.seed,
+    num_steps=loop.steps,
+    epochs=loop.epochs,
+    bucket_multiple=multiple,
   )
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(stores["dev"])), mesh)
-  dev_plan = plan_in_order(lengths["dev"].rows, batch_size=dev_size, max_buckets=2)
+  dev_plan = plan_in_order(lengths["dev"].rows, batch_size=dev_size, bucket_multiple=multiple, max_buckets=2)
 
   def batches(start: int) -> Iterator[Batch]:
     return iter(

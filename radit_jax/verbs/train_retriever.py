@@ -12,7 +12,7 @@ from radit_jax import files, runs, sharding
 from radit_jax.config import TrainRetrieverConfig
 from radit_jax.data.batches import lsr_batches, query_lengths
 from radit_jax.data.examples import RetrievedStore, ScoreStore
-from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order
+from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import (
   encoder_temperature,
@@ -110,9 +110,17 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   max_tokens = encoder.config.max_tokens
   loop = config.loop
   lengths = {n: query_lengths(s, tokenizer, max_tokens=max_tokens) for n, s in stores.items()}
-  plan = RunPlan(lengths["train"], batch_size=loop.batch_size, seed=loop.seed, num_steps=loop.steps, epochs=loop.epochs)
+  multiple = row_multiple(jax.default_backend())
+  plan = RunPlan(
+    lengths["train"],
+    batch_size=loop.batch_size,
+    seed=loop.seed,
+    num_steps=loop.steps,
+    epochs=loop.epochs,
+    bucket_multiple=multiple,
+  )
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(stores["dev"])), mesh)
-  dev_plan = plan_in_order(lengths["dev"], batch_size=dev_size, max_buckets=2)
+  dev_plan = plan_in_order(lengths["dev"], batch_size=dev_size, bucket_multiple=multiple, max_buckets=2)
 
   def stream(name: str, of: Sequence[PlannedBatch], size: int, start: int = 0) -> Iterator[Batch]:
     return iter(

@@ -1,0 +1,178 @@
+"""The whole recipe on an invented world, in minutes: makes the world and its pre-trained parts, then calls `run`."""
+
+import itertools
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from radit_jax import files
+from radit_jax.config import LoopConfig, OptimizerConfig, PromptConfig, QuickstartConfig, RunConfig, TuningConfig
+from radit_jax.data.batches import text_to_batch
+from radit_jax.models.bert import BertEncoder
+from radit_jax.models.dual_encoder import DualEncoder, default_temperature
+from radit_jax.models.llama import Llama
+from radit_jax.models.pretrained import save_encoder, save_generator
+from radit_jax.progress import Progress, silent
+from radit_jax.quickstart import parts
+from radit_jax.quickstart.world import make_world, write_world
+from radit_jax.sharding import make_mesh
+from radit_jax.training.loop import Batch, train
+from radit_jax.training.step import PairBatch, pair_objective, ralt_objective
+from radit_jax.verbs.run import RunResult, run
+
+#: Bands outside of which the comparison says nothing: a base that cannot read, or has nothing left to learn.
+BASE_EXACT_MATCH = (0.15, 0.45)
+BASE_RECALL_AT_1 = (0.30, 0.70)
+# Small models want high rates and few steps. The dev loss is looked at often enough for a curve.
+GENERATOR_TUNING = TuningConfig(
+  OptimizerConfig(peak_lr=2e-3, floor_lr=1e-4, warmup_steps=30),
+  LoopConfig(steps=600, batch_size=16, log_every=20, evaluate_every=200),
+)
+RETRIEVER_TUNING = TuningConfig(
+  OptimizerConfig(peak_lr=1e-3, floor_lr=5e-5, warmup_steps=10, weight_decay=0.01),
+  LoopConfig(steps=150, batch_size=64, log_every=10, evaluate_every=50),
+)
+
+
+def quickstart(config: QuickstartConfig, *, progress: Progress = silent) -> RunResult:
+  """Makes an invented world, a generator and a retriever that know a little of it, and runs the recipe on them.
+
+  Args:
+    config: see :class:`radit_jax.config.QuickstartConfig`.
+    progress: see :class:`radit_jax.progress.Progress`.
+
+  Raises:
+    UserError: ``workdir`` holds a run with other options.
+  """
+  root = pathlib.Path(config.workdir)
+  start = time.monotonic()
+  world = make_world(config.seed)
+  source = root / "world"
+  if not source.exists():
+    write_world(world, source)
+  if not (root / "generator").exists():
+    _make_generator(world, config.seed, root, progress)
+  if not (root / "encoder").exists():
+    _make_encoder(world, config.seed, root, progress)
+  stages = root / "stages.json"
+  seconds = files.read_json(stages) if stages.exists() else {}
+  made = round(time.monotonic() - start, 2)
+  files.write_json(
+    stages,
+    {
+      "world and its parts": max(made, seconds.get("world and its parts", 0.0)),
+      **{k: v for k, v in seconds.items() if k != "world and its parts"},
+    },
+  )
+  return run(run_config(config), judge=judge, title="RA-DIT quickstart: an invented world", progress=progress)
+
+
+def run_config(config: QuickstartConfig) -> RunConfig:
+  """What `radit run` is given: the same options a user would set for files of their own."""
+  root = pathlib.Path(config.workdir)
+  return RunConfig(
+    workdir=str(root),
+    corpus=str(root / "world" / "corpus.jsonl"),
+    questions=str(root / "world" / "questions.jsonl"),
+    generator=str(root / "generator"),
+    encoder=str(root / "encoder"),
+    teacher=config.teacher,
+    controls=config.controls,
+    seed=config.seed,
+    k=10,
+    k_train=3,
+    prompt=PromptConfig(max_tokens=64, max_passage_tokens=24, max_answer_tokens=6),
+    generator_tuning=GENERATOR_TUNING,
+    retriever_tuning=RETRIEVER_TUNING,
+    encode_batch_size=256,
+    score_batch_size=64,
+    answer_batch_size=32,
+  )
+
+
+def judge(rows: dict[str, dict[str, Any]]) -> str | None:
+  """Why the comparison is void, or None: base figures outside the bands that leave room and signal."""
+  for name, column, (low, high) in (
+    ("exact match", "exact_match", BASE_EXACT_MATCH),
+    ("recall@1", "recall@1", BASE_RECALL_AT_1),
+  ):
+    value = rows["base"][column]
+    if not low <= value <= high:
+      return f"base {name} {value:.1%} is outside {low:.0%}-{high:.0%}: no room, or no signal, for the tunings to show"
+  return None
+
+
+def _make_generator(world: Any, seed: int, root: pathlib.Path, progress: Progress) -> None:
+  tokenizer = parts.generator_tokenizer(world)
+  loop = parts.GENERATOR_LOOP
+
+  def batches(start: int) -> Iterator[Batch]:
+    rows = parts.generator_batches(world, tokenizer, seed, batch_size=loop.batch_size)
+    return _numbered(start, rows, lambda ids: text_to_batch(ids, parts.GENERATOR_TOKENS))
+
+  trained = train(
+    Llama(parts.generator_config(len(tokenizer)), rngs=nnx.Rngs(seed)),
+    ralt_objective,
+    batches,
+    total_steps=loop.steps or 1,
+    loop=loop,
+    optimizer=parts.GENERATOR_OPTIMIZER,
+    mesh=make_mesh(),
+    workdir=root / "pretrain_generator",
+    stage="pre-train generator",
+    progress=progress,
+  )
+  save_generator(trained.model, tokenizer, root / "generator")
+
+
+def _make_encoder(world: Any, seed: int, root: pathlib.Path, progress: Progress) -> None:
+  tokenizer = parts.encoder_tokenizer(world)
+  loop = parts.ENCODER_LOOP
+  config = parts.encoder_config(len(tokenizer))
+
+  def pairs(ids: tuple[list[list[int]], list[list[int]]]) -> PairBatch:
+    return PairBatch(*_padded(ids[0]), *_padded(ids[1]))
+
+  def batches(start: int) -> Iterator[Batch]:
+    rows = parts.encoder_batches(world, tokenizer, seed, batch_size=loop.batch_size)
+    return _numbered(start, rows, pairs)
+
+  # One encoder for both sides: questions and passages are in one language, and half the weights learn in half the time.
+  shared = BertEncoder(config, rngs=nnx.Rngs(seed + 1))
+  trained = train(
+    shared,
+    shared_pair_objective,
+    batches,
+    total_steps=loop.steps or 1,
+    loop=loop,
+    optimizer=parts.ENCODER_OPTIMIZER,
+    mesh=make_mesh(),
+    workdir=root / "pretrain_encoder",
+    stage="warm up encoder",
+    progress=progress,
+  )
+  save_encoder(trained.model, tokenizer, root / "encoder")
+
+
+def shared_pair_objective(encoder: BertEncoder, batch: PairBatch) -> tuple[Any, Any]:
+  """The contrastive warm start with one encoder on both sides."""
+  return pair_objective(DualEncoder(encoder, encoder, default_temperature(normalize=encoder.config.normalize)), batch)
+
+
+def _numbered(start: int, rows: Iterator[Any], make: Callable[[Any], Any]) -> Iterator[Batch]:
+  """Batches from a start step on; what is skipped is drawn, so that the draws stay those of an uninterrupted run."""
+  for step, ids in enumerate(itertools.islice(rows, start, None), start):
+    yield (f"pre-training batch {step}",), make(ids)
+
+
+def _padded(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+  tokens = np.zeros((len(ids), parts.ENCODER_TOKENS), np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  for i, row in enumerate(ids):
+    tokens[i, : len(row)] = row
+    mask[i, : len(row)] = True
+  return tokens, mask
