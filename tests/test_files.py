@@ -1,0 +1,199 @@
+"""Files are whole or absent, and damage is named."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from radit_jax import files
+from radit_jax.errors import UserError
+
+
+def names(path):
+  return sorted(p.name for p in path.iterdir())
+
+
+def test_a_directory_appears_when_it_is_whole(tmp_path):
+  with files.atomic_directory(tmp_path / "deep" / "out") as d:
+    (d / "a.txt").write_text("x")
+    assert names(tmp_path / "deep") == [d.name]
+    assert d.name.startswith(".")
+  assert names(tmp_path / "deep") == ["out"]
+  assert (tmp_path / "deep" / "out" / "a.txt").read_text() == "x"
+  assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, before):
+  if before:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("kept")
+
+  def write():
+    with files.atomic_directory(tmp_path / "out") as d:
+      (d / "new").write_text("half")
+      raise RuntimeError
+
+  with pytest.raises(RuntimeError):
+    write()
+  assert names(tmp_path) == (["out"] if before else [])
+  assert not before or names(tmp_path / "out") == ["old"]
+
+
+def test_a_directory_replaces_an_older_one_whole(tmp_path):
+  for name in ("first", "second"):
+    with files.atomic_directory(tmp_path / "out") as d:
+      (d / name).write_text("x")
+  assert names(tmp_path) == ["out"]
+  assert names(tmp_path / "out") == ["second"]
+
+
+def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path):
+  for data in ("one", b"two"):
+    files.write_atomic(tmp_path / "a" / "f", data)
+  assert (tmp_path / "a" / "f").read_bytes() == b"two"
+  assert names(tmp_path / "a") == ["f"]
+  assert (tmp_path / "a" / "f").stat().st_mode & 0o777 == 0o644
+
+
+def test_write_atomic_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
+  files.write_atomic(tmp_path / "f", "old")
+
+  def refuse(*_):
+    raise OSError("disk full")
+
+  monkeypatch.setattr(os, "replace", refuse)
+  with pytest.raises(OSError, match="disk full"):
+    files.write_atomic(tmp_path / "f", "new")
+  assert names(tmp_path) == ["f"]
+  assert (tmp_path / "f").read_text() == "old"
+
+
+def test_a_killed_writer_leaves_no_file_under_the_final_name(tmp_path):
+  code = (
+    "import sys, time, radit_jax.files as f\n"
+    "with f.atomic_directory(sys.argv[1]) as d:\n"
+    "  (d / 'half').write_text('x'); print('ready', flush=True); time.sleep(60)"
+  )
+  root = pathlib.Path(files.__file__).parent.parent
+  with subprocess.Popen(
+    [sys.executable, "-c", code, str(tmp_path / "out")], cwd=root, stdout=subprocess.PIPE
+  ) as process:
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.kill()
+  assert "out" not in names(tmp_path)
+
+
+def test_json_round_trip_and_what_json_cannot_hold(tmp_path):
+  files.write_json(tmp_path / "f.json", {"a": [1, "ä"]})
+  assert files.read_json(tmp_path / "f.json") == {"a": [1, "ä"]}
+  with pytest.raises(ValueError, match="JSON"):
+    files.write_json(tmp_path / "f.json", {"a": float("nan")})
+  assert files.read_json(tmp_path / "f.json") == {"a": [1, "ä"]}
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [(None, "no such file"), (b'{"a": 1,\n "b" 2}', r"f\.json:2: not JSON"), (b'"\xff"', r"not UTF-8 \(byte 1\)")],
+)
+def test_bad_json_is_named(tmp_path, content, message):
+  if content is not None:
+    (tmp_path / "f.json").write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    files.read_json(tmp_path / "f.json")
+
+
+def test_sha256_of_a_known_text(tmp_path):
+  (tmp_path / "f").write_bytes(b"abc")
+  assert files.sha256_file(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_fingerprint_depends_on_names_and_contents_alone(tmp_path):
+  def made(name, contents):
+    for file, text in contents:
+      (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / name / file).write_text(text)
+    return files.fingerprint_directory(tmp_path / name)
+
+  first = made("a", [("x", "1"), ("sub/y", "2")])
+  time.sleep(0.01)
+  assert made("b", [("sub/y", "2"), ("x", "1")]) == first
+  assert made("c", [("x", "2"), ("sub/y", "1")]) != first
+  assert made("d", [("x", "1"), ("sub/z", "2")]) != first
+  (tmp_path / "a" / "notes.txt").write_text("other")
+  assert files.fingerprint_directory(tmp_path / "a", suffixes=("x", "y")) == first
+
+
+@pytest.mark.parametrize(("make", "message"), [(False, "no such directory"), (True, "empty")])
+def test_nothing_has_no_fingerprint(tmp_path, make, message):
+  if make:
+    (tmp_path / "d").mkdir()
+  with pytest.raises(UserError, match=message):
+    files.fingerprint_directory(tmp_path / "d")
+
+
+@pytest.fixture
+def store(tmp_path):
+  with files.atomic_directory(tmp_path / "store") as d:
+    (d / "data").write_bytes(b"0123456789")
+    files.write_manifest(d, "passages", {"count": 3})
+  return tmp_path / "store"
+
+
+@pytest.mark.parametrize("verify", ["full", "sizes"])
+def test_a_good_manifest(store, verify):
+  manifest = files.read_manifest(store, "passages", verify=verify)
+  assert manifest["count"] == 3
+  assert manifest["files"]["data"]["bytes"] == 10
+
+
+def test_a_flipped_byte_is_seen_by_full_alone(store):
+  (store / "data").write_bytes(b"0123456780")
+  files.read_manifest(store, "passages", verify="sizes")
+  with pytest.raises(UserError, match="data: SHA-256 differs"):
+    files.read_manifest(store, "passages", verify="full")
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda d: (d / "data").write_bytes(b"012"), "data: 3 bytes, manifest.json says 10"),
+    (lambda d: (d / "data").unlink(), "data: missing"),
+    (lambda d: (d / "manifest.json").unlink(), "no manifest.json, so not a finished passages"),
+    (lambda d: (d / "manifest.json").write_text("{"), "manifest.json:1: not JSON"),
+  ],
+  ids=["cut", "missing file", "missing manifest", "broken manifest"],
+)
+def test_damage_is_named(store, damage, message):
+  damage(store)
+  with pytest.raises(UserError, match=message):
+    files.read_manifest(store, "passages")
+
+
+def test_another_kind_is_refused(store):
+  with pytest.raises(UserError, match="holds 'passages', expected 'index'"):
+    files.read_manifest(store, "index")
+
+
+def test_a_missing_directory_is_named(tmp_path):
+  with pytest.raises(UserError, match="nowhere: no such directory"):
+    files.read_manifest(tmp_path / "nowhere", "index")
+
+
+def test_an_unknown_way_to_verify_is_refused(store):
+  with pytest.raises(UserError, match='"full" or "sizes"'):
+    files.read_manifest(store, "passages", verify="none")
+
+
+def test_a_manifest_cannot_point_outside(store):
+  manifest = json.loads((store / "manifest.json").read_text())
+  manifest["files"]["../secret"] = {"bytes": 1, "sha256": "0"}
+  (store / "manifest.json").write_text(json.dumps(manifest))
+  (store.parent / "secret").write_text("x")
+  with pytest.raises(UserError, match="outside the directory"):
+    files.read_manifest(store, "passages", verify="sizes")
