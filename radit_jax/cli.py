@@ -14,7 +14,7 @@ import runpy
 import sys
 import traceback
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import radit_jax
@@ -121,9 +121,16 @@ def _first_line(config: type) -> str:
   return (config.__doc__ or "").strip().splitlines()[0]
 
 
-def _nearest(name: str, names: typing.Iterable[str]) -> str:
-  near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
-  return f"the nearest is {near[0]!r}" if near else "there are none"
+def _nearest(name: str, names: Iterable[str]) -> str:
+  """The known name most like ``name``; any tail of a dotted one may be meant (--batch-size: --loop.batch-size)."""
+
+  def likeness(known: str) -> float:
+    parts = known.lstrip("-").split(".")
+    tails = [".".join(parts[i:]) for i in range(len(parts))]
+    return max(difflib.SequenceMatcher(None, name.lstrip("-"), tail).ratio() for tail in tails)
+
+  near = max(names, key=likeness, default=None)
+  return "there are none" if near is None else f"the nearest is {near!r}"
 
 
 # Parsing.

@@ -60,8 +60,9 @@ class Display:
   def __call__(self, stage: str, done: int, total: int, unit: str, /, **figures: float) -> None:
     now = time.monotonic()
     if self._stage != stage:
-      if (stage, total) == self._ended and done >= total:
-        return  # told already
+      if (stage, total) == self._ended and done >= total:  # told already
+        self._last_event = now
+        return
       self._close_bar()
       # A stage is first heard of when some of it is done, so it began where the last event was; its rate, which must
       # not count what an earlier session did, is taken from here on.
