@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from radit_jax.config import LoopConfig, OptimizerConfig, PromptConfig, TuningConfig
+from radit_jax.config import LoopConfig, OptimizerConfig
 from radit_jax.models.bert import BertConfig
 from radit_jax.models.llama import LlamaConfig
 from radit_jax.quickstart.world import World, pretraining_texts, tokenizer_texts, warm_start_pairs
@@ -14,30 +14,10 @@ SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
 # The longest texts of `pretraining_texts`, and the longest rows of the warm start.
 GENERATOR_TOKENS = 28
 ENCODER_TOKENS = 16
-GENERATOR_LOOP = LoopConfig(steps=1000, batch_size=48)
+GENERATOR_LOOP = LoopConfig(steps=800, batch_size=48)
 GENERATOR_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=50)
 ENCODER_LOOP = LoopConfig(steps=400, batch_size=64)
 ENCODER_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=20, weight_decay=0.01)
-
-# What the quickstart gives `radit run` beside the paths. Rows of at most 32 tokens stay in the smallest bucket.
-RUN_OPTIONS: dict[str, Any] = {
-  "dev_fraction": 0.05,
-  "test_fraction": 0.1,
-  "dev_questions": 120,
-  "test_questions": 300,
-  "prompt": PromptConfig(max_tokens=64, max_passage_tokens=32, max_answer_tokens=4),
-  "generator_tuning": TuningConfig(
-    optimizer=OptimizerConfig(peak_lr=2e-3, floor_lr=2e-4, warmup_steps=50),
-    loop=LoopConfig(steps=600, batch_size=16, evaluate_every=200),
-  ),
-  "retriever_tuning": TuningConfig(
-    optimizer=OptimizerConfig(peak_lr=1e-3, floor_lr=1e-4, warmup_steps=20, weight_decay=0.01),
-    loop=LoopConfig(steps=150, batch_size=64, evaluate_every=50),
-  ),
-  "encode_batch_size": 256,
-  "score_batch_size": 64,
-  "answer_batch_size": 32,
-}
 
 
 def generator_tokenizer(world: World) -> Any:
