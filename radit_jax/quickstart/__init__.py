@@ -29,12 +29,12 @@ BASE_EXACT_MATCH = (0.15, 0.45)
 BASE_RECALL_AT_1 = (0.30, 0.70)
 # Small models want high rates and few steps. The dev loss is looked at often enough for a curve.
 GENERATOR_TUNING = TuningConfig(
-  OptimizerConfig(peak_lr=2e-3, floor_lr=1e-4, warmup_steps=30),
-  LoopConfig(steps=600, batch_size=16, log_every=20, evaluate_every=200),
+  OptimizerConfig(peak_lr=1e-3, floor_lr=1e-4, warmup_steps=30),
+  LoopConfig(steps=700, batch_size=16, log_every=20, evaluate_every=200),
 )
 RETRIEVER_TUNING = TuningConfig(
   OptimizerConfig(peak_lr=1e-3, floor_lr=5e-5, warmup_steps=10, weight_decay=0.01),
-  LoopConfig(steps=150, batch_size=64, log_every=10, evaluate_every=50),
+  LoopConfig(steps=300, batch_size=64, log_every=10, evaluate_every=100),
 )
 
 

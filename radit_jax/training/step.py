@@ -78,7 +78,9 @@ def ralt_objective(generator: Generator, batch: ParallelContextBatch) -> tuple[A
 def _passage_scores(query_encoder: Callable[..., Array], batch: LSRBatch) -> Array:
   """s(q, c) of eq. 1, ``[B, K]`` float32; HIGHEST, or a TPU would multiply in bfloat16."""
   queries = query_encoder(batch.query_tokens, batch.query_mask).astype(jnp.float32)
-  return jnp.einsum("be,bke->bk", queries, batch.passage_embeddings, precision=jax.lax.Precision.HIGHEST)
+  # Only the query encoder learns (the paper, section 2.3), even where the passages were encoded in the same graph.
+  passages = jax.lax.stop_gradient(batch.passage_embeddings)
+  return jnp.einsum("be,bke->bk", queries, passages, precision=jax.lax.Precision.HIGHEST)
 
 
 def lsr_objective(
@@ -110,7 +112,7 @@ def contrastive_objective(
   """Gold passage against every passage of the batch; a copy of it in another question's list is no negative."""
   queries = query_encoder(batch.query_tokens, batch.query_mask).astype(jnp.float32)
   examples, k = batch.context_mask.shape
-  candidates = batch.passage_embeddings.reshape(examples * k, -1)
+  candidates = jax.lax.stop_gradient(batch.passage_embeddings).reshape(examples * k, -1)
   scores = jnp.einsum("be,ne->bn", queries, candidates, precision=jax.lax.Precision.HIGHEST)
   rows = batch.passage_rows.reshape(-1)
   gold = jnp.where(batch.positive, batch.passage_rows, -1)  # [B, K]

@@ -26,6 +26,7 @@ from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.index import load_index
 from radit_jax.training.loop import Batch, train
 from radit_jax.training.step import Objective, contrastive_objective, lsr_objective
+from radit_jax.verbs.inspect import describe_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +143,8 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   def dev_batches() -> Iterable[Batch]:
     return stream("dev", dev_plan, dev_size)
 
+  if not (root / "first_batch.json").exists():
+    describe_batch(*next(stream("train", plan, loop.batch_size)), tokenizer, root / "first_batch")
   trained = train(
     encoder,
     _objective(config, temperature),
