@@ -392,6 +392,26 @@ def test_rows_stay_sharded_in_the_compiled_step(llama, rows, mesh8):
   assert "f32[12,14,16]" not in text
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mapped(OwnGenerator):
+  """A generator with a shard_map over rows inside, as an attention kernel has."""
+
+  def __call__(self, tokens, *, positions, segment_ids):
+    hidden = super().__call__(tokens, positions=positions, segment_ids=segment_ids)
+    spec = PartitionSpec(parallel_context.row_axes())
+    return jax.shard_map(jnp.tanh, in_specs=spec, out_specs=spec)(hidden)
+
+
+def test_a_shard_map_inside_the_generator_gathers_nothing(rows, mesh8):
+  model = Mapped(*jax.tree.leaves(own_generator()))
+  batch = dataclasses.replace(padded([*rows, *rows]), context_mask=np.ones((4, K), bool))
+  with jax.set_mesh(mesh8):
+    placed = sharding.place_rows(batch, mesh8)
+    compiled = jax.jit(answer_log_likelihoods).lower(model, placed).compile()
+  assert "all-gather" not in compiled.as_text()
+
+
 def test_lsr_sharded_equals_single_device(rng, mesh1, mesh8):
   config = BertConfig(vocab_size=VOCAB, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16)
   encoder = jax.jit(lambda: BertEncoder(config, rngs=nnx.Rngs(0)))()
