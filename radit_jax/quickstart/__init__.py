@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from radit_jax import files
-from radit_jax.config import LoopConfig, OptimizerConfig, PromptConfig, QuickstartConfig, RunConfig, TuningConfig
+from radit_jax.config import QuickstartConfig, RunConfig
 from radit_jax.data.batches import text_to_batch
 from radit_jax.models.bert import BertEncoder
 from radit_jax.models.dual_encoder import DualEncoder, default_temperature
@@ -27,15 +27,6 @@ from radit_jax.verbs.run import RunResult, run
 #: Bands outside of which the comparison says nothing: a base that cannot read, or has nothing left to learn.
 BASE_EXACT_MATCH = (0.15, 0.45)
 BASE_RECALL_AT_1 = (0.30, 0.70)
-# Small models want high rates and few steps. The dev loss is looked at often enough for a curve.
-GENERATOR_TUNING = TuningConfig(
-  OptimizerConfig(peak_lr=1e-3, floor_lr=1e-4, warmup_steps=30),
-  LoopConfig(steps=700, batch_size=16, log_every=20, evaluate_every=200),
-)
-RETRIEVER_TUNING = TuningConfig(
-  OptimizerConfig(peak_lr=1e-3, floor_lr=5e-5, warmup_steps=10, weight_decay=0.01),
-  LoopConfig(steps=300, batch_size=64, log_every=10, evaluate_every=100),
-)
 
 
 def quickstart(config: QuickstartConfig, *, progress: Progress = silent) -> RunResult:
@@ -83,14 +74,7 @@ def run_config(config: QuickstartConfig) -> RunConfig:
     teacher=config.teacher,
     controls=config.controls,
     seed=config.seed,
-    k=10,
-    k_train=3,
-    prompt=PromptConfig(max_tokens=64, max_passage_tokens=24, max_answer_tokens=6),
-    generator_tuning=GENERATOR_TUNING,
-    retriever_tuning=RETRIEVER_TUNING,
-    encode_batch_size=256,
-    score_batch_size=64,
-    answer_batch_size=32,
+    **parts.RUN_OPTIONS,
   )
 
 
