@@ -1,5 +1,6 @@
 """What a person sees on stderr while a verb runs: progress, and silence of the libraries underneath."""
 
+import collections
 import logging
 import os
 import sys
@@ -8,6 +9,8 @@ from typing import Any, Self
 
 #: Seconds between two lines of one stage where stderr is no terminal.
 LINE_EVERY_S = 2.0
+#: Seconds a rate is taken over: the first steps compile, and would slow an average for minutes.
+RATE_OVER_S = 20.0
 
 
 def quiet_libraries() -> None:
@@ -46,8 +49,8 @@ class Display:
     self._stage: str | None = None
     self._ended: tuple[str, int] | None = None
     self._figures: dict[str, float] = {}
-    self._last_event = self._began = self._first_at = self._drawn = time.monotonic()
-    self._first = 0
+    self._last_event = self._began = self._drawn = time.monotonic()
+    self._recent: collections.deque[tuple[float, int]] = collections.deque()
     self._bar: Any = None
     self._task: Any = None
 
@@ -66,8 +69,9 @@ class Display:
       self._close_bar()
       # A stage is first heard of when some of it is done, so it began where the last event was; its rate, which must
       # not count what an earlier session did, is taken from here on.
-      self._stage, self._began, self._first, self._first_at = stage, self._last_event, done, now
+      self._stage, self._began = stage, self._last_event
       self._figures, self._drawn = {}, now - LINE_EVERY_S
+      self._recent.clear()
     self._figures |= figures
     self._last_event = now
     shown = "".join(f", {name} {value:.4g}" for name, value in self._figures.items())
@@ -76,7 +80,11 @@ class Display:
       self._write(f"{stage}: {done:,}/{total:,} {unit} in {duration(now - self._began)}{shown}")
       self._stage, self._ended = None, (stage, total)
       return
-    rate = (done - self._first) / (now - self._first_at) if now > self._first_at else 0.0
+    self._recent.append((now, done))
+    while len(self._recent) > 2 and now - self._recent[1][0] >= RATE_OVER_S:
+      self._recent.popleft()
+    then, before = self._recent[0]
+    rate = (done - before) / (now - then) if now > then else 0.0
     speed = f", {rate:.3g} {unit}/s, {duration((total - done) / rate)} left" if rate > 0 else ""
     if sys.stderr.isatty():
       self._draw_bar(stage, done, total, f"{done:,}/{total:,} {unit}{speed}{shown}")

@@ -366,6 +366,16 @@ def test_a_resumed_stage_counts_its_rate_from_where_it_began(clock, capsys):
   assert lines(capsys)[-1] == "train: 910/1,000 steps (91 %), 1 steps/s, 1m30s left"
 
 
+def test_the_rate_forgets_how_long_the_first_step_took(clock, capsys):
+  progress = display.Display()
+  progress("train", 0, 1000, "steps")
+  clock[0] += 60
+  for step in range(1, 42):
+    progress("train", step, 1000, "steps")
+    clock[0] += 1
+  assert "1 steps/s" in lines(capsys)[-1]
+
+
 def test_a_stage_told_twice_is_shown_once_and_a_new_one_starts_anew(clock, capsys):
   progress = display.Display()
   for stage in ("a", "a", "b"):
