@@ -38,8 +38,11 @@ VERBS: dict[str, tuple[str, str, type]] = {
 }
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.
 LEADING = {"ask": "question", "inspect": "what"}
-#: Faults of the machine or of a path, not of the program: no traceback helps.
-_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG)
+#: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.
+_PATH_ERRORS = {
+  *(errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
+  *(errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

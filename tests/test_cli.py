@@ -185,6 +185,7 @@ def raising(error):
     (Preempted("stopped after step 4"), 75, "radit: stopped after step 4\n"),
     (KeyboardInterrupt(), 130, "radit: interrupted\n"),
     (OSError(errno.EACCES, "Permission denied", "/w"), 2, "radit: error: /w: Permission denied\n"),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "/w"), 2, "error: /w: No such file or directory\n"),
     (OSError(errno.ENOSPC, "No space left on device", "/w"), 1, "radit: error: /w: No space left on device\n"),
   ],
   ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else None,
