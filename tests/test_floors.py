@@ -17,6 +17,7 @@ FLOORS = {
   "config": 0,
   "errors": 0,
   "files": 0,
+  "process": 0,
   "progress": 0,
   "runs": 0,
   "models": 1,
