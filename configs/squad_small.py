@@ -12,9 +12,9 @@ config = functools.partial(
   RunConfig,
   corpus_format="squad",
   questions_format="squad",
-  train_questions=3000,
-  dev_questions=300,
-  test_questions=300,
+  train_questions=2000,
+  dev_questions=200,
+  test_questions=200,
   prompt=PromptConfig(max_tokens=320, max_passage_tokens=192, max_answer_tokens=64),
   generator_tuning=TuningConfig(
     optimizer=OptimizerConfig(peak_lr=5e-4, floor_lr=5e-5, warmup_steps=20),

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from radit_jax.config import MeshConfig
 from radit_jax.errors import UserError
@@ -67,10 +67,12 @@ def partition_spec(logical_axes: tuple[str | None, ...]) -> PartitionSpec:
   used = [a for a in axes if a is not None]
   if len(used) != len(set(used)):
     raise ValueError(f"logical axes {logical_axes} put two dimensions on one mesh axis: {axes}")
+  while axes and axes[-1] is None:  # as jit writes what it returns: P() and P(None) are two programs
+    axes.pop()
   return PartitionSpec(*axes)
 
 
-def _sharding(path: Any, leaf: Any, mesh: Mesh) -> Any:
+def _sharding(path: Any, leaf: Any, mesh: Mesh | AbstractMesh) -> Any:
   """Sharding of one leaf: by its logical axes if it is a Variable that names them, else whole everywhere."""
   axes = getattr(leaf, "logical_axes", None) if isinstance(leaf, nnx.Variable) else None
   if axes is None:
@@ -79,7 +81,7 @@ def _sharding(path: Any, leaf: Any, mesh: Mesh) -> Any:
   if len(value.shape) != len(axes):
     raise ValueError(f"{jax.tree_util.keystr(path)}: shape {value.shape} against logical axes {axes}")
   spec = partition_spec(axes)
-  for size, logical, axis in zip(value.shape, axes, spec, strict=True):
+  for size, logical, axis in zip(value.shape, axes, spec, strict=False):  # the spec ends with its last mesh axis
     if axis is not None and size % mesh.shape[axis]:
       raise UserError(
         f"{jax.tree_util.keystr(path)}: its {logical} dimension is {size}, which mesh axis {axis}={mesh.shape[axis]} "
@@ -88,7 +90,7 @@ def _sharding(path: Any, leaf: Any, mesh: Mesh) -> Any:
   return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
 
 
-def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+def parameter_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
   """Shardings of a module, an optimizer state or any pytree of them, as a pytree of the same structure.
 
   Moments of a parameter are Variables with the parameter's logical axes, so an optimizer state is spread
@@ -96,7 +98,7 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
 
   Args:
     tree: pytree; leaves that name no logical axes are replicated.
-    mesh: from :func:`make_mesh`.
+    mesh: from :func:`make_mesh`, or the mesh in force inside jit.
 
   Raises:
     UserError: a dimension that its mesh axis does not divide (both numbers named).

@@ -27,6 +27,7 @@ from radit_jax.display import Display
 from radit_jax.errors import UserError
 from radit_jax.models.llama import Llama, LlamaConfig
 from radit_jax.models.pretrained import save_generator
+from radit_jax.process import keep_heap
 from radit_jax.quickstart.parts import train_tokenizer
 from radit_jax.sharding import make_mesh
 from radit_jax.training.loop import Batch, train
@@ -54,8 +55,8 @@ class Config:
   workdir: str
   out: str
   vocab_size: int = 6000
-  width: int = 256
-  layers: int = 4
+  width: int = 192
+  layers: int = 3
   max_tokens: int = 256
   steps: int = 900
   batch_size: int = 16
@@ -134,6 +135,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
+  keep_heap()
   try:
     main(tyro.cli(Config))
   except UserError as e:

@@ -392,6 +392,17 @@ def test_rows_stay_sharded_in_the_compiled_step(llama, rows, mesh8):
   assert "f32[12,14,16]" not in text
 
 
+def test_every_step_is_one_program_and_keeps_the_shardings(rng, mesh8):
+  """What a step returns looks to jit as what it took: shardings of the table, and no weak types."""
+  config = BertConfig(vocab_size=VOCAB, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16)
+  encoder = jax.jit(lambda: BertEncoder(config, rngs=nnx.Rngs(0)))()
+  before = train_step._cache_size()
+  state, _ = steps(encoder, lsr_batch(rng), LSR, mesh8, 3)
+  assert train_step._cache_size() == before + 1
+  wanted = sharding.parameter_shardings(state, mesh8)
+  jax.tree.map(lambda x, s: x.sharding == s or pytest.fail(f"{x.sharding} is not {s}"), state, wanted)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mapped(OwnGenerator):

@@ -1,10 +1,10 @@
 """The quickstart's "pre-trained" parts, as data and numbers: tokenizers, shapes, and the batches they learn from."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from radit_jax.config import LoopConfig, OptimizerConfig
+from radit_jax.config import LoopConfig, OptimizerConfig, PromptConfig, TuningConfig
 from radit_jax.models.bert import BertConfig
 from radit_jax.models.llama import LlamaConfig
 from radit_jax.quickstart.world import World, pretraining_texts, tokenizer_texts, warm_start_pairs
@@ -14,17 +14,42 @@ SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
 # The longest texts of `pretraining_texts`, and the longest rows of the warm start.
 GENERATOR_TOKENS = 28
 ENCODER_TOKENS = 16
-GENERATOR_LOOP = LoopConfig(steps=800, batch_size=48)
+GENERATOR_LOOP = LoopConfig(steps=1000, batch_size=48, log_every=20, evaluate_every=500)
 GENERATOR_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=50)
-ENCODER_LOOP = LoopConfig(steps=400, batch_size=64)
+ENCODER_LOOP = LoopConfig(steps=400, batch_size=64, log_every=20, evaluate_every=400)
 ENCODER_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=20, weight_decay=0.01)
+#: The run's own options, chosen on dev people. Small models want high rates; with more steps of generator tuning they
+#: learn the training people by heart, and at 1e-3 the retriever settles on a wrong passage before it has seen enough.
+RUN_OPTIONS: dict[str, Any] = {
+  "k": 10,
+  "k_train": 3,
+  "test_questions": 400,
+  "prompt": PromptConfig(max_tokens=64, max_passage_tokens=32, max_answer_tokens=4),
+  "generator_tuning": TuningConfig(
+    optimizer=OptimizerConfig(peak_lr=1e-3, floor_lr=1e-4, warmup_steps=50),
+    loop=LoopConfig(steps=600, batch_size=16, log_every=20, evaluate_every=150),
+  ),
+  "retriever_tuning": TuningConfig(
+    optimizer=OptimizerConfig(peak_lr=3e-4, floor_lr=3e-5, warmup_steps=20, weight_decay=0.01),
+    loop=LoopConfig(steps=400, batch_size=64, log_every=20, evaluate_every=100),
+  ),
+  "encode_batch_size": 256,
+  "score_batch_size": 64,
+  "answer_batch_size": 32,
+}
 
 
 def generator_tokenizer(world: World) -> Any:
-  """A byte-level BPE tokenizer that reads any text and holds every word of the world as one token.
+  """A tokenizer that holds every word of the world as one token: merging ends near 1,400 of the 4,096 allowed."""
+  return train_tokenizer(tokenizer_texts(world), vocab_size=4096)
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
+  """A byte-level BPE tokenizer that reads any text.
 
   Args:
-    world: the world.
+    texts: what the merges are learnt from.
+    vocab_size: most tokens it may have.
 
   Returns:
     A ``transformers`` fast tokenizer with ``<pad>``, ``<s>`` and ``</s>``; it adds none of them by itself.
@@ -36,13 +61,13 @@ def generator_tokenizer(world: World) -> Any:
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-    vocab_size=4096,  # never reached: merging ends when every word is one token, near 1,400
+    vocab_size=vocab_size,
     min_frequency=1,
     special_tokens=SPECIAL_TOKENS,
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  tokenizer.train_from_iterator(tokenizer_texts(world), trainer)
+  tokenizer.train_from_iterator(texts, trainer)
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer,
     bos_token="<s>",

@@ -177,6 +177,7 @@ def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) 
   """A state on the mesh, parameters and moments sharded alike; the caller's model stays usable."""
 
   def make(m: Any) -> TrainState:
+    m = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), m)  # a weak type would end with the first step
     return TrainState(m, optimizer.init(m), jnp.zeros((), jnp.int32))
 
   shardings = sharding.parameter_shardings(jax.eval_shape(make, model), mesh)
@@ -213,6 +214,9 @@ def train_step(
   keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
   bad = state.nonfinite_steps + (~finite).astype(jnp.int32)
   new = TrainState(keep(model, state.model), keep(optimizer_state, state.optimizer_state), bad)
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:  # left to the compiler, norms would come back sharded: another program for the second step
+    new = jax.lax.with_sharding_constraint(new, sharding.parameter_shardings(new, mesh))
   return new, StepFigures(total, count, norm, finite, bad)
 
 
