@@ -46,7 +46,7 @@ HEAVY = {
   "array_record",
 }
 #: Besides these, nothing is imported by floor 8 before its verb is known.
-LIGHT = {"radit_jax", "radit_jax.config", "radit_jax.display", "radit_jax.errors"}
+LIGHT = {"radit_jax", "radit_jax.config", "radit_jax.display", "radit_jax.errors", "radit_jax.process"}
 
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
 
