@@ -31,7 +31,7 @@ def failures(report: dict[str, Any]) -> list[str]:
     f"the shuffled teacher lifts recall@1 by {100 * shuffled:.1f} points, more than 2": shuffled <= 0.02,
     f"peak memory {report['peak_memory_bytes'] / GIB:.1f} GiB is above 6": report["peak_memory_bytes"] < 6 * GIB,
   }
-  # Each alone at least neither, both at least each alone: by the paired bootstrap, so that two questions decide nothing.
+  # Each alone at least neither, both at least each alone: by the paired bootstrap, so two questions decide nothing.
   for c in report["comparisons"]:
     low, high = c["ci"]
     checks[f"{c['label']}: {100 * c['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"] = high >= 0

@@ -14,7 +14,7 @@ SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
 # The longest texts of `pretraining_texts`, and the longest rows of the warm start.
 GENERATOR_TOKENS = 28
 ENCODER_TOKENS = 16
-GENERATOR_LOOP = LoopConfig(steps=1000, batch_size=48, log_every=20, evaluate_every=500)
+GENERATOR_LOOP = LoopConfig(steps=850, batch_size=48, log_every=20, evaluate_every=425)
 GENERATOR_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=50)
 ENCODER_LOOP = LoopConfig(steps=400, batch_size=64, log_every=20, evaluate_every=400)
 ENCODER_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=20, weight_decay=0.01)
@@ -23,6 +23,8 @@ ENCODER_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=20
 RUN_OPTIONS: dict[str, Any] = {
   "k": 10,
   "k_train": 3,
+  "dev_fraction": 0.05,
+  "test_fraction": 0.15,
   "test_questions": 400,
   "prompt": PromptConfig(max_tokens=64, max_passage_tokens=32, max_answer_tokens=4),
   "generator_tuning": TuningConfig(

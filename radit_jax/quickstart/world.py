@@ -14,7 +14,7 @@ import numpy as np
 
 from radit_jax.files import atomic_directory
 
-NUM_PEOPLE = 600
+NUM_PEOPLE = 900
 NUM_NAME_PARTS = 64
 NUM_VALUES = 40
 # Of a person's six questions, one or two in turn are in a form the pre-trained parts have met. This sets the base
