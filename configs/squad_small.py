@@ -12,6 +12,7 @@ config = functools.partial(
   RunConfig,
   corpus_format="squad",
   questions_format="squad",
+  backend="exact",
   train_questions=2000,
   dev_questions=200,
   test_questions=200,

@@ -23,7 +23,7 @@ from flax import nnx
 from radit_jax.config import LoopConfig, OptimizerConfig
 from radit_jax.data.batches import text_to_batch
 from radit_jax.data.corpus import PassageStore
-from radit_jax.display import Display
+from radit_jax.display import Display, quiet_libraries
 from radit_jax.errors import UserError
 from radit_jax.models.llama import Llama, LlamaConfig
 from radit_jax.models.pretrained import save_generator
@@ -58,7 +58,7 @@ class Config:
   width: int = 192
   layers: int = 3
   max_tokens: int = 256
-  steps: int = 900
+  steps: int = 700
   batch_size: int = 16
   peak_lr: float = 2e-3
   seed: int = 0
@@ -89,10 +89,12 @@ def text_of(passage: str, rng: np.random.Generator) -> str:
 def main(config: Config) -> None:
   """Makes the directory."""
   store = PassageStore(pathlib.Path(config.workdir) / "passages")
-  groups = {str(q["group"]) for q in read_split(f"{config.workdir}/split/train.jsonl")}
-  texts = [p.text for p in (store[row] for row in range(len(store))) if p.title in groups]
+  questions = read_split(f"{config.workdir}/split/train.jsonl")
+  gold = store.many(sorted({row for q in questions for row in q["gold_rows"]}))
+  documents = dict.fromkeys(str(p.metadata.get("document", p.id)) for p in gold)
+  texts = store.texts(row for document in documents for row in store.rows_of_document(document))
   if not texts:
-    raise UserError(f"{config.workdir}: no passage has the title of a training group")
+    raise UserError(f"{config.workdir}: no training question names its passage")
   tokenizer = train_tokenizer([*texts, "Background: Q: A: Question: Answer: what?"], vocab_size=config.vocab_size)
   llama = LlamaConfig(
     vocab_size=len(tokenizer),
@@ -131,11 +133,12 @@ def main(config: Config) -> None:
       progress=progress,
     )
   save_generator(trained.model, tokenizer, config.out)
-  print(f"{len(texts)} paragraphs of {len(groups)} articles, {trained.steps} steps: {config.out}")
+  print(f"{len(texts)} passages of {len(documents)} paragraphs, {trained.steps} steps: {config.out}")
 
 
 if __name__ == "__main__":
   keep_heap()
+  quiet_libraries()
   try:
     main(tyro.cli(Config))
   except UserError as e:
