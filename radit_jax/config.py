@@ -8,6 +8,7 @@ from radit_jax.errors import UserError
 
 CorpusFormat = Literal["jsonl", "squad"]
 QuestionFormat = Literal["jsonl", "squad"]
+OnError = Literal["strict", "skip"]
 Backend = Literal["scann", "exact"]
 Verify = Literal["full", "sizes"]
 LossName = Literal["lsr", "contrastive"]
@@ -185,7 +186,7 @@ class PrepareConfig:
   dev_fraction: float = 0.1
   test_fraction: float = 0.2
   seed: int = 0
-  on_error: Literal["strict", "skip"] = "strict"
+  on_error: OnError = "strict"
 
   def __post_init__(self) -> None:
     _at_least(self, "max_passage_words", 10)
@@ -234,6 +235,7 @@ class RetrieveConfig:
     passages: passage store.
     index: index made by `index`.
     encoder: Hugging Face directory of the query encoder.
+    passage_encoder: directory of its passage encoder, if that is another one and the query encoder does not name it.
     out: directory of the retrieved-example store.
     k: passages per question.
     limit: at most this many questions, drawn by seed; None for all.
@@ -248,6 +250,7 @@ class RetrieveConfig:
   index: str
   encoder: str
   out: str
+  passage_encoder: str | None = None
   k: int = 10
   limit: int | None = None
   verify: Verify = "full"
@@ -336,6 +339,7 @@ class TrainRetrieverConfig:
   Attributes:
     workdir: directory of this run; the tuned encoder is written to `query_encoder/` in it.
     encoder: Hugging Face directory of the query encoder to start from.
+    passage_encoder: directory of its passage encoder, if that is another one and the query encoder does not name it.
     retrieved: retrieved-example store to train on.
     dev_retrieved: retrieved-example store the best checkpoint is picked on.
     scores: score store of `retrieved`; LSR's teacher, not needed for the contrastive loss.
@@ -357,6 +361,7 @@ class TrainRetrieverConfig:
   retrieved: str
   dev_retrieved: str
   index: str
+  passage_encoder: str | None = None
   scores: str | None = None
   dev_scores: str | None = None
   loss: LossName = "lsr"
@@ -431,6 +436,7 @@ class AskConfig:
     encoder: Hugging Face directory of the query encoder.
     index: index made by `index`.
     passages: passage store.
+    passage_encoder: directory of its passage encoder, if that is another one and the query encoder does not name it.
     k: passages mixed.
     prompt: how rows are rendered.
     dtype: the generator's computation type.
@@ -442,6 +448,7 @@ class AskConfig:
   encoder: str
   index: str
   passages: str
+  passage_encoder: str | None = None
   k: int = 10
   prompt: PromptConfig = PromptConfig()
   dtype: Dtype = "float32"
@@ -516,7 +523,8 @@ class RunConfig:
     corpus: file of documents.
     questions: file of questions with answers.
     generator: Hugging Face directory of the language model.
-    encoder: Hugging Face directory of the retriever.
+    encoder: Hugging Face directory of the retriever; of its query encoder if there are two.
+    passage_encoder: Hugging Face directory of the passage encoder, if that is another one.
     corpus_format: format of the corpus file.
     questions_format: format of the question file.
     max_passage_words: a longer document is split into passages.
@@ -526,6 +534,8 @@ class RunConfig:
     train_questions: train on at most this many questions; None for all.
     dev_questions: pick checkpoints on at most this many.
     test_questions: answer at most this many test questions (recall is measured on all of them).
+    on_error: "strict" stops at the first bad line of a file, "skip" counts and leaves out bad lines.
+    tune: which tunings to run; rows of the other one stay empty.
     backend: search index.
     k: passages retrieved, scored and mixed.
     k_train: passages per example in generator tuning (the paper's k̃).
@@ -549,6 +559,7 @@ class RunConfig:
   questions: str
   generator: str
   encoder: str
+  passage_encoder: str | None = None
   corpus_format: CorpusFormat = "jsonl"
   questions_format: QuestionFormat = "jsonl"
   max_passage_words: int = 100
@@ -558,6 +569,8 @@ class RunConfig:
   train_questions: int | None = None
   dev_questions: int | None = 500
   test_questions: int | None = None
+  on_error: OnError = "strict"
+  tune: Literal["both", "generator", "retriever"] = "both"
   backend: Backend = "scann"
   k: int = 10
   k_train: int = 3
@@ -582,6 +595,8 @@ class RunConfig:
     for name in ("encode_batch_size", "score_batch_size", "answer_batch_size"):
       _at_least(self, name, 1)
     _above(self, "lm_temperature", 0)
+    if self.teacher == "tuned" and self.tune == "retriever":
+      raise UserError("RunConfig: teacher tuned needs the generator tuned, which tune retriever leaves out")
     if self.k_train > self.k:
       raise UserError(f"RunConfig: k_train {self.k_train} is more than the k {self.k} passages retrieved")
 

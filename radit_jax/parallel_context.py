@@ -62,8 +62,8 @@ class LSRBatch:
     log_likelihood: ``[B, K]`` float32, sums over the answer's tokens; zeros where the loss needs no teacher.
     num_tokens: ``[B, K]`` int32.
     context_mask: ``[B, K]`` bool, True for real passages.
-    positive: ``[B, K]`` bool, True for gold passages (contrastive loss).
-    passage_rows: ``[B, K]`` int32, rows of the passage store: two slots with one row are one passage.
+    positive: ``[B, K]`` bool, True for gold passages; only the contrastive loss reads it.
+    passage_rows: ``[B, K]`` int32, rows of the passage store, for that loss: two slots with one row are one passage.
   """
 
   query_tokens: Any
@@ -72,8 +72,8 @@ class LSRBatch:
   log_likelihood: Any
   num_tokens: Any
   context_mask: Any
-  positive: Any
-  passage_rows: Any
+  positive: Any = None
+  passage_rows: Any = None
 
 
 @jax.tree_util.register_dataclass

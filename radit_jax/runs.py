@@ -13,7 +13,9 @@ from radit_jax.errors import UserError
 
 RUN = "run.json"
 #: Options a continued run may change: they alter neither data nor the meaning of a step.
-FREE = ("loop.steps", "loop.epochs", "loop.log_every", "loop.keep", "loop.patience", "verify", "mesh.data", "json")
+FREE = ("loop.steps", "loop.epochs", "loop.log_every", "loop.keep", "loop.patience", "verify", "mesh.data")
+#: Batches of work without gradients, and what a whole run shows beside its main rows: free too, by their full names.
+FREE_NAMES = ("batch_size", "encode_batch_size", "score_batch_size", "answer_batch_size", "controls", "tune")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -53,7 +55,7 @@ def check_same(path: str | os.PathLike[str], stored: dict[str, Any], wanted: dic
   before, now = flatten(stored), flatten(wanted)
   for name in [*now, *(n for n in before if n not in now)]:
     short = name.removeprefix("options.").removeprefix("inputs.")
-    free = any(short == f or short.endswith("." + f) for f in FREE)
+    free = short in FREE_NAMES or any(short == f or short.endswith("." + f) for f in FREE)
     if not free and before.get(name) != now.get(name):
       raise UserError(
         f"{path}: made with {short} = {before.get(name)!r}, this call has {now.get(name)!r}; "

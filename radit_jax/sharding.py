@@ -33,12 +33,14 @@ def make_mesh(config: MeshConfig = MeshConfig(), *, devices: list[jax.Device] | 
     devices: default all devices of all processes.
 
   Raises:
-    UserError: the sizes do not multiply to the number of devices.
+    UserError: the sizes do not multiply to the number of devices, or there are several processes.
 
   Example:
     >>> make_mesh().axis_names
     ('data', 'fsdp', 'tensor')
   """
+  if jax.process_count() > 1:
+    raise UserError(f"{jax.process_count()} processes: this version runs in one process, over all devices it sees")
   devices = jax.devices() if devices is None else devices
   inner = config.fsdp * config.tensor
   if len(devices) % inner or (config.data != -1 and config.data * inner != len(devices)):
@@ -124,23 +126,30 @@ def round_up_rows(count: int, mesh: Mesh) -> int:
   return -(-count // shards) * shards
 
 
+def check_rows(count: int, mesh: Mesh) -> None:
+  """Refuses a batch that the row axes do not divide, before anything is compiled.
+
+  Raises:
+    UserError: naming the batch, the axes and the multiple that works.
+  """
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  if count % shards:
+    raise UserError(
+      f"batch of {count} rows over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}: "
+      f"choose a batch size that is a multiple of {shards}"
+    )
+
+
 def place_rows(tree: Any, mesh: Mesh) -> Any:
   """Puts a batch of numpy arrays onto the mesh, split along the first dimension.
-
-  In a run of several processes every process passes its own rows, and the result is the global batch.
 
   Raises:
     UserError: a first dimension that ``data`` x ``fsdp`` does not divide.
   """
   sharding = row_sharding(mesh)
-  shards = mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count()
 
   def place(x: Any) -> jax.Array:
-    if x.shape[0] % max(shards, 1):
-      raise UserError(
-        f"batch of {x.shape[0]} rows over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}: "
-        f"choose a batch size that is a multiple of {shards}"
-      )
-    return jax.make_array_from_process_local_data(sharding, x)
+    check_rows(x.shape[0], mesh)
+    return jax.device_put(x, sharding)
 
   return jax.tree.map(place, tree)

@@ -1,6 +1,7 @@
 """The house of docs/architecture.md: a module imports only from floors below its own, and nothing heavy at once."""
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -179,3 +180,12 @@ def test_nothing_is_unpickled_or_executed():
       elif isinstance(node, ast.keyword) and not (isinstance(node.value, ast.Constant) and node.value.value is False):
         names = {str(node.arg)}
       assert not names & (banned - allowed), f"{name_of(path)}:{getattr(node, 'lineno', 0)}: {names & banned}"
+
+
+@pytest.mark.parametrize("part", ["models", "data", "retrieval"])
+def test_names_of_a_part_are_there_without_its_modules(part):
+  module = importlib.import_module(f"radit_jax.{part}")
+  for name in module.__all__:
+    assert getattr(module, name).__name__ == name
+  with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    module.nothing  # noqa: B018

@@ -201,6 +201,42 @@ def test_sigterm_saves_and_the_same_call_continues(tmp_path):
   np.testing.assert_array_equal(np.asarray(whole.model.w), np.asarray(again.model.w))
 
 
+def test_sigterm_during_a_step_that_was_just_saved(tmp_path):
+  def interrupted(start):
+    for step in itertools.count(start):
+      if step == 3:  # the fourth step evaluates and saves
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch_of(step)
+
+  with pytest.raises(Preempted, match="step 4 of 12"):
+    run(tmp_path, source=interrupted)
+  assert run(tmp_path).steps == 12
+
+
+def test_a_dev_loss_that_is_not_finite_is_never_the_best(tmp_path):
+  calls = itertools.count()
+
+  def dev():
+    ids, points = batch_of(10_000)
+    if next(calls) in (2, 3):  # at steps 8 and 12; the first call is at step 0
+      points = Points(points.x, points.y * np.nan)
+    return [(ids, points)]
+
+  result = train(
+    Linear(jnp.zeros(3)),
+    squared_error,
+    batches,
+    total_steps=12,
+    loop=LoopConfig(batch_size=8, evaluate_every=4, keep=1, patience=5),
+    optimizer=OPTIMIZER,
+    mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+    workdir=tmp_path,
+    dev_batches=dev,
+  )
+  assert result.best_step == 4
+  assert np.isfinite(result.best_dev_loss)
+
+
 def test_checkpoint_of_another_model_is_refused(tmp_path):
   run(tmp_path)
   with pytest.raises(UserError, match=r"\(3,\), this run needs \(5,\)"):

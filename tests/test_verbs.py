@@ -14,7 +14,8 @@ from radit_jax import files
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedStore, ScoreStore
 from radit_jax.errors import UserError
-from radit_jax.models.pretrained import fingerprint, load_encoder, save_encoder, save_generator
+from radit_jax.models.pretrained import fingerprint, load_encoder, load_tokenizer, save_encoder, save_generator
+from radit_jax.verbs.ask import ask
 from radit_jax.verbs.evaluate import evaluate
 from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import prepare, read_split
@@ -200,7 +201,7 @@ def test_scores_are_what_the_generator_says_of_each_row_alone(made, parts):
   import jax.numpy as jnp
 
   from radit_jax.data.prompts import Prompt
-  from radit_jax.models.pretrained import load_generator, load_tokenizer
+  from radit_jax.models.pretrained import load_generator
 
   retrieved = RetrievedStore(made / "retrieved/train")
   scores = ScoreStore(made / "scores/train", retrieved=retrieved)
@@ -250,6 +251,7 @@ def test_resumed_generator_equals_uninterrupted(made, parts, tmp_path):
 def test_only_the_query_encoder_changes(made, parts, tmp_path):
   before = fingerprint(parts["encoder"])
   result = train_retriever(retriever_config(made, parts, tmp_path / "run"))
+  assert fingerprint(result.query_encoder) != before
   assert fingerprint(parts["encoder"]) == before  # the passage side is the directory it was
   tuned, base = load_encoder(result.query_encoder), load_encoder(parts["encoder"])
   moved = [not np.array_equal(a, b) for a, b in zip(*(map(np.asarray, _leaves(m)) for m in (tuned, base)), strict=True)]
@@ -289,6 +291,107 @@ def test_evaluate_measures_every_question(made, parts, tmp_path, mode):
   assert result.answer_log_likelihood < 0
   assert (result.recall["recall@1"] is None) == (mode != "retrieval")
   assert evaluate(cfg) == result  # read back, not answered again
+
+
+def test_ask_shows_the_passages_behind_the_answer(made, parts):
+  cfg = c.AskConfig(
+    question="Where does person 3 live?",
+    generator=parts["generator"],
+    encoder=parts["encoder"],
+    index=f"{made}/index",
+    passages=f"{made}/passages",
+    k=3,
+    prompt=PROMPT,
+  )
+  result = ask(cfg)
+  assert len(result.passages) == 3
+  assert [p[3] for p in result.passages] == sorted((p[3] for p in result.passages), reverse=True)
+  assert sum(line.startswith(">") for line in result.summary().splitlines()) == 1
+
+
+def test_a_separate_passage_encoder_is_named_once_and_kept(made, parts, tmp_path):
+  """A retriever of two encoders: the index is the passage encoder's, the queries are the other's."""
+  encoder = load_encoder(parts["encoder"])
+  encoder.word_embedding[...] = encoder.word_embedding[...] * 1.1
+  query = tmp_path / "query"
+  save_encoder(encoder, load_tokenizer(parts["encoder"]), query)
+  found = {"encoder": str(query), "passage_encoder": parts["encoder"]}
+  for split in ("train", "dev"):
+    retrieve(retrieve_config(made, parts, split, **found, out=f"{tmp_path}/{split}"))
+    score(score_config(made, parts, split, retrieved=f"{tmp_path}/{split}", out=f"{tmp_path}/scores/{split}"))
+  result = train_retriever(
+    retriever_config(
+      made,
+      parts,
+      tmp_path / "run",
+      **found,
+      retrieved=f"{tmp_path}/train",
+      dev_retrieved=f"{tmp_path}/dev",
+      scores=f"{tmp_path}/scores/train",
+      dev_scores=f"{tmp_path}/scores/dev",
+    )
+  )
+  # The tuned directory names its partner: no option is needed any more.
+  retrieve(retrieve_config(made, parts, "test", encoder=result.query_encoder, out=f"{tmp_path}/again"))
+
+
+def test_another_passage_store_is_refused(made, parts, tmp_path):
+  lines = [{**d, "text": d["text"] + " Indeed."} for d in documents()]
+  prepare(
+    c.PrepareConfig(
+      workdir=str(tmp_path / "other"), corpus=write_lines(tmp_path / "c.jsonl", lines), questions=parts["questions"]
+    )
+  )
+  other = f"{tmp_path}/other/passages"
+  with pytest.raises(UserError, match="made from the passage store"):
+    evaluate(
+      c.EvaluateConfig(
+        generator=parts["generator"],
+        retrieved=f"{made}/retrieved/test",
+        passages=other,
+        out=f"{tmp_path}/row.json",
+        k=5,
+        prompt=PROMPT,
+      )
+    )
+  with pytest.raises(UserError, match="made from the passage store"):
+    train_generator(generator_config(made, parts, tmp_path / "run", passages=other))
+  assert not (tmp_path / "run").exists()
+
+
+def test_wrong_limits_do_not_take_the_directory(made, parts, tmp_path):
+  """What is refused can be corrected: the first call must leave no run.json behind."""
+  with pytest.raises(UserError, match="multiple of 8"):
+    train_generator(generator_config(made, parts, tmp_path / "run", loop=dataclasses.replace(LOOP, batch_size=3)))
+  with pytest.raises(UserError, match=r"max_tokens 4096: the generator has 2048 positions"):
+    train_generator(
+      generator_config(made, parts, tmp_path / "run", prompt=dataclasses.replace(PROMPT, max_tokens=4096))
+    )
+  assert not (tmp_path / "run/run.json").exists()
+  train_generator(generator_config(made, parts, tmp_path / "run"))
+
+
+def test_an_edited_template_makes_scores_stale(made, parts, tmp_path):
+  template = tmp_path / "prompt.txt"
+  template.write_text("{passage}\n\nAsk: {question}\nSay: {answer}")
+  cfg = score_config(
+    made, parts, "dev", out=f"{tmp_path}/scores", prompt=dataclasses.replace(PROMPT, style=str(template))
+  )
+  score(cfg)
+  template.write_text("{passage}\n\nAsk: {question}\nTell: {answer}")
+  with pytest.raises(UserError, match="made with prompt = "):
+    score(cfg)
+
+
+def test_line_separators_of_unicode_stay_in_a_question(tmp_path):
+  lines = [{"id": str(i), "question": f"What\u2028 is {i}?", "answers": ["A\u0085B"]} for i in range(20)]
+  corpus = write_lines(tmp_path / "c.jsonl", documents())
+  prepare(
+    c.PrepareConfig(workdir=str(tmp_path / "w"), corpus=corpus, questions=write_lines(tmp_path / "q.jsonl", lines))
+  )
+  read = [q for name in ("train", "dev", "test") for q in read_split(f"{tmp_path}/w/split/{name}.jsonl")]
+  assert len(read) == 20
+  assert all("\u2028" in q["question"] for q in read)
 
 
 def test_run_makes_the_report_and_restarts(parts, tmp_path):
@@ -379,8 +482,6 @@ def test_index_of_another_encoder_is_refused(made, parts, tmp_path):
   other = tmp_path / "encoder"
   shutil.copytree(parts["encoder"], other)
   encoder = load_encoder(parts["encoder"])
-  from radit_jax.models.pretrained import load_tokenizer
-
   encoder.word_embedding[...] = encoder.word_embedding[...] * 2.0
   save_encoder(encoder, load_tokenizer(parts["encoder"]), other)
   with pytest.raises(UserError, match="built by the encoder"):
@@ -388,8 +489,6 @@ def test_index_of_another_encoder_is_refused(made, parts, tmp_path):
 
 
 def test_non_finite_embedding_is_named_before_the_index(made, parts, tmp_path):
-  from radit_jax.models.pretrained import load_tokenizer
-
   encoder = load_encoder(parts["encoder"])
   encoder.word_embedding[...] = encoder.word_embedding[...] * np.nan
   save_encoder(encoder, load_tokenizer(parts["encoder"]), tmp_path / "encoder")

@@ -126,3 +126,21 @@ class PassageStore(Store[Passage]):
       raise UserError(f"{self.path}: no document {document!r} in this passage store")
     first, count = self._documents[document]
     return tuple(range(first, first + count))
+
+
+def check_passages(made_from: str | None, store: PassageStore, what: str) -> None:
+  """Refuses rows that refer to another passage store.
+
+  Args:
+    made_from: fingerprint in the manifest of ``what``.
+    store: the store that is at hand.
+    what: path of an index or of retrieved examples.
+
+  Raises:
+    UserError: both fingerprints are named.
+  """
+  if made_from != store.fingerprint:
+    raise UserError(
+      f"{what}: made from the passage store {str(made_from)[:12]}, but {store.path} is {store.fingerprint[:12]}; "
+      "pass the store it was made from, or make it again"
+    )

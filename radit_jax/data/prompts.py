@@ -162,6 +162,18 @@ class Prompt:
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+  def check_positions(self, max_positions: int) -> None:
+    """Refuses rows longer than the generator was made for, where its rotary positions would be extrapolated unseen.
+
+    Raises:
+      UserError: naming both numbers.
+    """
+    if self.config.max_tokens > max_positions:
+      raise UserError(
+        f"prompt.max_tokens {self.config.max_tokens}: the generator has {max_positions} positions; "
+        f"set --prompt.max-tokens {max_positions} or less"
+      )
+
   def render(
     self, question: str, passage: Passage | None, answer: str | None, *, marker_seed: tuple[Any, ...] | None = None
   ) -> Rendered:

@@ -1,1 +1,30 @@
-"""Generator, encoder, and the Hugging Face directories they come from and go to."""
+"""Generators and encoders, and the Hugging Face directories they come from and go to."""
+
+import importlib
+from typing import Any
+
+#: Name -> module: imported when it is first asked for, so that one reader does not pay for every library.
+_WHERE = {
+  "BertConfig": "bert",
+  "BertEncoder": "bert",
+  "DualEncoder": "dual_encoder",
+  "Encoder": "dual_encoder",
+  "Generator": ".parallel_context",
+  "Llama": "llama",
+  "LlamaConfig": "llama",
+  "encoder_temperature": "pretrained",
+  "fingerprint": "pretrained",
+  "load_dual_encoder": "pretrained",
+  "load_encoder": "pretrained",
+  "load_generator": "pretrained",
+  "load_tokenizer": "pretrained",
+  "save_encoder": "pretrained",
+  "save_generator": "pretrained",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _WHERE:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)

@@ -1,10 +1,18 @@
 """Two encoders and the temperature their dot products are read at."""
 
+from typing import Protocol
+
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from radit_jax.errors import UserError
 from radit_jax.models.bert import BertEncoder
+
+
+class Encoder(Protocol):
+  """A pytree (an NNX module, a registered dataclass, ``jax.tree_util.Partial``) that pools token ids into vectors."""
+
+  def __call__(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"], /) -> Float[Array, "N E"]: ...
 
 
 def default_temperature(*, normalize: bool) -> float:

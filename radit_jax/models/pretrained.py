@@ -200,15 +200,23 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
   Raises:
     UserError: no such directory, or nothing of the kind in it.
   """
-  return fingerprint_directory(path, suffixes=(".safetensors", ".json"))
+  # .model, .txt and .jinja: vocabularies, merges and chat templates that stand in files of their own.
+  return fingerprint_directory(path, suffixes=(".safetensors", ".json", ".model", ".txt", ".jinja"))
 
 
-def passage_encoder_of(path: str | os.PathLike[str]) -> str:
-  """Fingerprint of the passage encoder whose index a query encoder may search: the one it names, else its own.
+def passage_encoder_of(path: str | os.PathLike[str], passage_path: str | os.PathLike[str] | None = None) -> str:
+  """Fingerprint of the passage encoder whose index a query encoder may search.
+
+  Args:
+    path: directory of the query encoder.
+    passage_path: directory of its passage encoder; without one it is the encoder that the query encoder was tuned
+      against, else the query encoder itself.
 
   Raises:
     UserError: no such directory.
   """
+  if passage_path is not None:
+    return fingerprint(passage_path)
   return sentence_files.passage_encoder_fingerprint(path) or fingerprint(path)
 
 

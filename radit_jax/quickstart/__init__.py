@@ -2,14 +2,12 @@
 
 import itertools
 import pathlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from radit_jax import files
 from radit_jax.config import QuickstartConfig, RunConfig
 from radit_jax.data.batches import text_to_batch
 from radit_jax.models.bert import BertEncoder
@@ -22,7 +20,7 @@ from radit_jax.quickstart.world import make_world, write_world
 from radit_jax.sharding import make_mesh
 from radit_jax.training.loop import Batch, train
 from radit_jax.training.step import PairBatch, pair_objective, ralt_objective
-from radit_jax.verbs.run import RunResult, run
+from radit_jax.verbs.run import RunResult, Stages, open_workdir, run
 
 #: Bands outside of which the comparison says nothing: a base that cannot read, or has nothing left to learn.
 BASE_EXACT_MATCH = (0.15, 0.45)
@@ -40,26 +38,17 @@ def quickstart(config: QuickstartConfig, *, progress: Progress = silent) -> RunR
     UserError: ``workdir`` holds a run with other options.
   """
   root = pathlib.Path(config.workdir)
-  start = time.monotonic()
-  world = make_world(config.seed)
-  source = root / "world"
-  if not source.exists():
-    write_world(world, source)
-  if not (root / "generator").exists():
-    _make_generator(world, config.seed, root, progress)
-  if not (root / "encoder").exists():
-    _make_encoder(world, config.seed, root, progress)
-  stages = root / "stages.json"
-  seconds = files.read_json(stages) if stages.exists() else {}
-  made = round(time.monotonic() - start, 2)
-  files.write_json(
-    stages,
-    {
-      "world and its parts": max(made, seconds.get("world and its parts", 0.0)),
-      **{k: v for k, v in seconds.items() if k != "world and its parts"},
-    },
-  )
-  return run(run_config(config), judge=judge, title="RA-DIT quickstart: an invented world", progress=progress)
+  options = run_config(config)
+  open_workdir(options)  # another seed on this directory is refused before anything is made
+  with Stages(root / "stages.json")("world and its parts"):
+    world = make_world(config.seed)
+    if not (root / "world").exists():
+      write_world(world, root / "world")
+    if not (root / "generator").exists():
+      _make_generator(world, config.seed, root, progress)
+    if not (root / "encoder").exists():
+      _make_encoder(world, config.seed, root, progress)
+  return run(options, judge=judge, title="RA-DIT quickstart: an invented world", progress=progress)
 
 
 def run_config(config: QuickstartConfig) -> RunConfig:

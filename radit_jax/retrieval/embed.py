@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from radit_jax import files
 from radit_jax.data.sources import Passage
 from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
+from radit_jax.models.dual_encoder import Encoder
 from radit_jax.progress import Progress, silent
 from radit_jax.sharding import ROW_AXES, place_rows
 
@@ -26,12 +27,6 @@ _PAD_TOKENS = 32
 #: Batches the device works on while the host prepares the next ones.
 _IN_FLIGHT = 2
 _UNFINISHED = "unfinished embeddings"
-
-
-class Encoder(Protocol):
-  """A pytree (an NNX module, a registered dataclass, ``jax.tree_util.Partial``) that pools token ids into vectors."""
-
-  def __call__(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"], /) -> Float[Array, "N E"]: ...
 
 
 def embed_queries(

@@ -131,7 +131,8 @@ def train(
 
       if start == 0 and dev_batches is not None:
         writer.write(0, dev_loss=dev_loss())
-      step, since, clock = start, 0, time.monotonic()
+      step = saved = start
+      since, clock = 0, time.monotonic()
       pending: tuple[tuple[str, ...], StepFigures] | None = None
       best = checkpoints.best_loss()
       since_best = _steps_without_improvement(checkpoints, start, loop)
@@ -164,14 +165,19 @@ def train(
           value = dev_loss()
           if value is not None:
             writer.write(step, dev_loss=value)
-            since_best = 0 if best is None or value < best else since_best + 1
-            best = value if best is None else min(best, value)
+            if not math.isfinite(value):
+              value = None  # such a checkpoint may be continued, but it is never the best one
+            elif best is None or value < best:
+              best, since_best = value, -1
+            since_best += 1
           checkpoints.save(step, state, dev_loss=value)
+          saved = step
           clock = time.monotonic()
         if last or (loop.patience is not None and since_best >= loop.patience):
           break
         if preempted.is_set():
-          checkpoints.save(step, state, dev_loss=None)
+          if saved != step:
+            checkpoints.save(step, state, dev_loss=None)
           checkpoints.wait()
           raise Preempted(f"stopped by SIGTERM after step {step} of {total_steps}; the same command continues")
       checkpoints.wait()

@@ -35,7 +35,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   if not p.exists():
     return []
   out = []
-  for line in p.read_text(encoding="utf-8").splitlines():
+  for line in p.read_text(encoding="utf-8").split("\n")[:-1]:
     try:
       out.append(json.loads(line))
     except json.JSONDecodeError:

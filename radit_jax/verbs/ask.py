@@ -3,7 +3,7 @@
 import dataclasses
 
 from radit_jax.config import AskConfig
-from radit_jax.data.corpus import PassageStore
+from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.inference.answer import Answer, Query, answer_questions
@@ -17,7 +17,7 @@ from radit_jax.models.pretrained import (
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.embed import embed_queries
 from radit_jax.retrieval.index import load_index
-from radit_jax.sharding import make_mesh
+from radit_jax.sharding import make_mesh, round_up_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +55,16 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
   if config.k > len(store):
     raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {len(store)}; lower --k")
   mesh = make_mesh(config.mesh)
-  index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder_of(config.encoder))
+  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder)
+  index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder)
+  check_passages(index.manifest["passages_fingerprint"], store, config.index)
   encoder = load_encoder(config.encoder, mesh=mesh)
   embeddings = embed_queries(
     encoder,
     load_tokenizer(config.encoder),
     [config.question],
     max_tokens=encoder.config.max_tokens,
-    batch_size=1,
+    batch_size=round_up_rows(1, mesh),
     mesh=mesh,
     progress=progress,
   )
@@ -71,10 +73,13 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
   passages = tuple(store[row] for row in rows)
   scores = tuple(float(s) for s in found.scores[0][: len(rows)])
   tokenizer = load_tokenizer(config.generator)
+  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+  prompt = Prompt(tokenizer, config.prompt)
+  prompt.check_positions(generator.config.max_positions)
   (answer,) = answer_questions(
-    load_generator(config.generator, mesh=mesh, dtype=config.dtype),
+    generator,
     tokenizer,
-    Prompt(tokenizer, config.prompt),
+    prompt,
     [Query(id="ask", question=config.question, passages=passages, scores=scores)],
     score_temperature=encoder_temperature(config.encoder),
     batch_size=1,

@@ -8,7 +8,7 @@ import numpy as np
 
 from radit_jax import files, runs
 from radit_jax.config import EvaluateConfig
-from radit_jax.data.corpus import PassageStore
+from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedExample, RetrievedStore
 from radit_jax.data.plan import sample
 from radit_jax.data.prompts import Prompt
@@ -78,7 +78,11 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
   retrieved = RetrievedStore(config.retrieved)
   if config.mode == "retrieval" and config.k > retrieved.manifest["k"]:
     raise UserError(f"k = {config.k} passages to mix, {config.retrieved} holds {retrieved.manifest['k']} per question")
+  check_passages(retrieved.manifest["passages"], passages, config.retrieved)
+  tokenizer = load_tokenizer(config.generator)
+  prompt = Prompt(tokenizer, config.prompt)
   inputs = {
+    "prompt": prompt.hash,
     "generator": fingerprint(config.generator),
     "retrieved": retrieved.fingerprint,
     "passages": passages.fingerprint,
@@ -91,12 +95,13 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
     return EvaluateResult(**{**stored["result"], "exact_match_ci": tuple(stored["result"]["exact_match_ci"])})
 
   mesh = make_mesh(config.mesh)
-  tokenizer = load_tokenizer(config.generator)
+  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+  prompt.check_positions(generator.config.max_positions)
   examples = [retrieved[i] for i in sample(len(retrieved), config.limit, config.seed)]
   answers = answer_questions(
-    load_generator(config.generator, mesh=mesh, dtype=config.dtype),
+    generator,
     tokenizer,
-    Prompt(tokenizer, config.prompt),
+    prompt,
     [make_query(e, passages, mode=config.mode, k=config.k) for e in examples],
     score_temperature=retrieved.manifest["score_temperature"],
     batch_size=config.batch_size,

@@ -18,7 +18,7 @@ from radit_jax.config import InspectConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, ScoreStore
-from radit_jax.data.plan import RunPlan
+from radit_jax.data.plan import RunPlan, row_multiple
 from radit_jax.data.prompts import Prompt, Rendered
 from radit_jax.data.rows import rows_to_batch
 from radit_jax.errors import UserError
@@ -157,7 +157,8 @@ def _first_batch(
 ) -> dict[str, Any]:
   """The batch that `train-generator` starts with, given the same seed, batch size, k and prompt."""
   lengths = row_lengths(retrieved, passages, prompt, k=config.k, with_passages=True)
-  plan = RunPlan(lengths.rows, batch_size=config.batch_size, seed=config.seed)
+  multiple = row_multiple(jax.default_backend())
+  plan = RunPlan(lengths.rows, batch_size=config.batch_size, seed=config.seed, bucket_multiple=multiple)
   batches = parallel_context_batches(
     retrieved,
     passages,

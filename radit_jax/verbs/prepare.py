@@ -31,6 +31,7 @@ class PrepareResult:
     num_questions: questions of each split.
     num_groups: groups of each split; no group is in two.
     num_gold: questions whose gold passage is known.
+    num_foreign_contexts: questions whose `context` is the text of no document, so that it is not used.
     skipped: bad lines left out (``on_error="skip"``).
   """
 
@@ -41,6 +42,7 @@ class PrepareResult:
   num_questions: dict[str, int]
   num_groups: dict[str, int]
   num_gold: int
+  num_foreign_contexts: int
   skipped: int
 
   def summary(self) -> str:
@@ -48,6 +50,8 @@ class PrepareResult:
     counts = ", ".join(f"{name} {n} ({self.num_groups[name]} groups)" for name, n in self.num_questions.items())
     lines = [f"{self.num_passages} passages of {self.num_documents} documents: {self.passages}"]
     lines.append(f"questions: {counts}; {self.num_gold} with a gold passage: {self.split}")
+    if self.num_foreign_contexts:
+      lines.append(f"{self.num_foreign_contexts} questions carry a context that is the text of no document: not used")
     if self.skipped:
       lines.append(f"{self.skipped} bad lines were left out")
     return "\n".join(lines)
@@ -79,7 +83,7 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
     read_examples(config.questions, format=config.questions_format, on_error=config.on_error, skipped=skipped)
   )
   # Everything that can be wrong with the questions is found before anything is written.
-  document_of_text = {d.text: d.id for d in documents}
+  document_of_text = {d.text.strip(): d.id for d in documents}
   titles = {d.id: d.title for d in documents}
   gold_documents = [_gold_documents(e, document_of_text, titles, config.questions) for e in examples]
   groups = [_group(e, config.split_by, gold, titles) for e, gold in zip(examples, gold_documents, strict=True)]
@@ -112,6 +116,9 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
     "num_questions": {name: len(r) for name, r in rows.items()},
     "num_groups": {name: sum(s == name for s in assigned.values()) for name in SPLITS},
     "num_gold": num_gold,
+    "num_foreign_contexts": sum(
+      bool(e.own_context) and (e.own_context or "").strip() not in document_of_text for e in examples
+    ),
     "skipped": sum(skipped.values()),
   }
   with files.atomic_directory(split) as out:
@@ -128,8 +135,9 @@ def _gold_documents(
 ) -> tuple[str, ...]:
   """Documents that hold the answer: those the question names, and the one whose text it carries."""
   documents = list(example.gold_passage_ids)
-  if example.own_context in document_of_text:
-    documents.append(document_of_text[example.own_context])
+  context = (example.own_context or "").strip()
+  if context in document_of_text:
+    documents.append(document_of_text[context])
   for document in documents:
     if document not in titles:
       raise UserError(f"{path}: question {example.id} names passage {document!r}, which the corpus does not hold")
@@ -190,7 +198,8 @@ def read_split(path: str) -> list[dict[str, Any]]:
   if not p.is_file():
     raise UserError(f"{p}: no such file; `radit prepare` makes it")
   files.read_manifest(p.parent, "split", verify="full")
-  lines = [json.loads(line) for line in p.read_text(encoding="utf-8").splitlines()]
+  # Not splitlines: a question may hold a line separator of Unicode, which JSON does not escape.
+  lines = [json.loads(line) for line in p.read_text(encoding="utf-8").split("\n") if line]
   if not lines:
     raise UserError(f"{p}: no questions in this split")
   return lines

@@ -6,7 +6,7 @@ import numpy as np
 
 from radit_jax import files, runs
 from radit_jax.config import RetrieveConfig
-from radit_jax.data.corpus import PassageStore
+from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedExample, write_retrieved
 from radit_jax.data.plan import sample
 from radit_jax.errors import UserError
@@ -64,14 +64,15 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
     raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {len(store)}; lower --k")
   questions = read_split(config.questions)
   questions = [questions[i] for i in sample(len(questions), config.limit, config.seed)]
-  index = load_index(config.index, verify=config.verify, encoder_fingerprint=passage_encoder_of(config.encoder))
-  if index.manifest["passages_fingerprint"] != store.fingerprint:
-    raise UserError(f"{config.index}: built from another passage store than {config.passages}; run `radit index` again")
+  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder)
+  index = load_index(config.index, verify=config.verify, encoder_fingerprint=passage_encoder)
+  check_passages(index.manifest["passages_fingerprint"], store, config.index)
   inputs = {
     "questions": files.sha256_file(config.questions),
     "passages": store.fingerprint,
     "index": index.manifest["fingerprint"],
     "encoder": fingerprint(config.encoder),
+    "passage_encoder": passage_encoder,
   }
   wanted = runs.recipe(config, inputs=inputs)
   if not runs.finished(config.out, "retrieved", wanted):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from radit_jax import files
+from radit_jax import files, runs
 from radit_jax.config import (
   EvaluateConfig,
   IndexConfig,
@@ -21,14 +21,18 @@ from radit_jax.config import (
   TrainGeneratorConfig,
   TrainRetrieverConfig,
 )
+from radit_jax.data.batches import row_lengths
 from radit_jax.data.corpus import PassageStore
+from radit_jax.data.examples import RetrievedStore
+from radit_jax.data.prompts import Prompt
 from radit_jax.evaluation.metrics import paired_bootstrap
 from radit_jax.evaluation.report import format_table, write_report_html
+from radit_jax.models.pretrained import fingerprint, load_tokenizer
 from radit_jax.progress import Progress, silent
 from radit_jax.training.metrics import read_metrics
 from radit_jax.verbs.evaluate import EvaluateResult, evaluate
 from radit_jax.verbs.index import index
-from radit_jax.verbs.prepare import prepare
+from radit_jax.verbs.prepare import prepare, read_split
 from radit_jax.verbs.retrieve import retrieve
 from radit_jax.verbs.score import score
 from radit_jax.verbs.train_generator import train_generator
@@ -69,6 +73,7 @@ class RunResult:
     report_html: the page for people.
     generator: Hugging Face directory of the tuned generator.
     query_encoder: Hugging Face directory of the tuned query encoder.
+    ask_options: what `radit ask` must be told to prompt as this run did.
   """
 
   report: dict[str, Any]
@@ -76,6 +81,7 @@ class RunResult:
   report_html: str
   generator: str
   query_encoder: str
+  ask_options: str = ""
 
   def summary(self) -> str:
     """The table, where everything is, and what to do next."""
@@ -90,24 +96,35 @@ class RunResult:
         "",
         "next: ask the tuned pair a question",
         f"  radit ask --generator {self.generator} --encoder {self.query_encoder} --index {root}/index "
-        f"--passages {root}/passages --question '...'",
+        f"--passages {root}/passages --question '...'" + self.ask_options,
       ]
     )
 
 
-class _Stages:
-  """Seconds of each stage; a stage that is found finished keeps the time it took when it ran."""
+class Stages:
+  """Seconds of each stage over all calls: what a killed call did counts, what a later one found finished does not."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
-    self.seconds: dict[str, float] = files.read_json(path) if path.exists() else {}
+    stored = files.read_json(path) if path.exists() else {"seconds": {}, "finished": []}
+    self.seconds: dict[str, float] = stored["seconds"]
+    self._finished: list[str] = stored["finished"]
 
   @contextlib.contextmanager
   def __call__(self, name: str) -> Iterator[None]:
     start = time.monotonic()
-    yield
-    self.seconds[name] = round(max(self.seconds.get(name, 0.0), time.monotonic() - start), 2)
-    files.write_json(self._path, self.seconds)
+    try:
+      yield
+    except BaseException:
+      self._add(name, start)
+      raise
+    if name not in self._finished:
+      self._finished.append(name)
+      self._add(name, start)
+
+  def _add(self, name: str, start: float) -> None:
+    self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
+    files.write_json(self._path, {"seconds": self.seconds, "finished": self._finished})
 
 
 def run(
@@ -129,42 +146,53 @@ def run(
     UserError: whatever is wrong with the input, or options that differ from those of the run in ``workdir``.
   """
   root = pathlib.Path(config.workdir)
-  root.mkdir(parents=True, exist_ok=True)
-  stages = _Stages(root / "stages.json")
+  for path in (config.generator, config.encoder, *([config.passage_encoder] if config.passage_encoder else [])):
+    fingerprint(path)  # a wrong path is told before anything is made
+  open_workdir(config)
+  stages = Stages(root / "stages.json")
   data = _Data(config, root, stages, progress)
   data.make()
 
-  with stages("train generator"):
-    tuned = train_generator(data.generator_config("ralt"), progress=progress).generator
-  teacher = {"base": config.generator, "tuned": tuned}.get(config.teacher, config.teacher)
-  with stages("score"):
-    for split in ("train", "dev"):
-      score(data.score_config(split, teacher), progress=progress)
-  with stages("train retriever"):
-    query_encoder = train_retriever(data.retriever_config("lsr"), progress=progress).query_encoder
-  with stages("retrieve again"):
-    data.retrieve("test", "lsr", query_encoder)
-
-  rows: dict[str, dict[str, Any]] = {}
-  results: dict[str, EvaluateResult] = {}
+  notes = [f"Teacher of the retriever: {config.teacher}. Passages mixed: {config.k}."]
+  tuned, query_encoder = config.generator, config.encoder
   plan = [
     ("closed_book", config.generator, "base", "closed_book"),
     ("base", config.generator, "base", "retrieval"),
-    ("lm_ft", tuned, "base", "retrieval"),
-    ("r_ft", config.generator, "lsr", "retrieval"),
-    ("ra_dit", tuned, "lsr", "retrieval"),
   ]
-  notes = [f"Teacher of the retriever: {config.teacher}. Passages mixed: {config.k}."]
-  if data.all_gold():
-    plan.append(("ra_dit_gold", tuned, "base", "gold"))
-  else:
-    notes.append("No row with the gold passage: not every test question names one.")
-  if config.controls:
-    with stages("controls"):
+  if config.tune != "retriever":
+    with stages("train generator"):
+      trained = train_generator(data.generator_config("ralt"), progress=progress)
+    tuned = trained.generator
+    plan.append(("lm_ft", tuned, "base", "retrieval"))
+    notes.append(f"Generator tuning: {trained.summary().rsplit(': ', 1)[0]}.")
+  if config.tune != "generator":
+    teacher = {"base": config.generator, "tuned": tuned}.get(config.teacher, config.teacher)
+    with stages("score"):
+      for split in ("train", "dev"):
+        score(data.score_config(split, teacher), progress=progress)
+    with stages("train retriever"):
+      tuned_retriever = train_retriever(data.retriever_config("lsr"), progress=progress)
+    query_encoder = tuned_retriever.query_encoder
+    with stages("retrieve again"):
+      data.retrieve("test", "lsr", query_encoder)
+    plan.append(("r_ft", config.generator, "lsr", "retrieval"))
+    notes.append(f"Retriever tuning: {tuned_retriever.summary().rsplit(': ', 1)[0]}.")
+  if config.tune == "both":
+    plan.append(("ra_dit", tuned, "lsr", "retrieval"))
+    if data.all_gold("test"):
+      plan.append(("ra_dit_gold", tuned, "base", "gold"))
+    else:
+      notes.append("No row with the gold passage: not every test question names one.")
+
+  rows: dict[str, dict[str, Any]] = {}
+  results: dict[str, EvaluateResult] = {}
+  if config.controls and config.tune != "retriever":
+    with stages("plain instruction tuning"):
       plain = train_generator(data.generator_config("it"), progress=progress).generator
       plan.append(("it", plain, "base", "retrieval"))
-      controls = ["shuffled"] + (["contrastive"] if data.all_gold() else [])
-      for name in controls:
+  if config.controls and config.tune != "generator":
+    with stages("retriever controls"):
+      for name in ["shuffled"] + (["contrastive"] if data.all_gold("train") and data.all_gold("dev") else []):
         encoder = train_retriever(data.retriever_config(name), progress=progress).query_encoder
         recall = data.retrieve("test", name, encoder)
         rows[f"r_ft_{name}"] = NO_FIGURES | {f"recall@{k}": v for k, v in recall.items()} | {"n": data.counts["test"]}
@@ -183,23 +211,51 @@ def run(
     "notes": notes,
     "seed": config.seed,
     "wall_s": round(sum(stages.seconds.values()), 1),
-    "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "peak_memory_bytes": _peak_memory(root / "report.json"),
     "stages": stages.seconds,
     "curves": {name: _curve(root / name / "metrics.jsonl") for name in ("train_generator", "train_retriever")},
-    "examples": _examples(results["base"], results["ra_dit"], PassageStore(root / "passages")),
+    "examples": _examples(results["base"], results[plan_best(results)], PassageStore(root / "passages")),
   }
   files.write_json(root / "report.json", report)
   write_report_html(report, root / "report.html")
-  return RunResult(report, str(root / "report.json"), str(root / "report.html"), tuned, query_encoder)
+  limits = config.prompt
+  ask_options = f" --prompt.style {limits.style} --k {config.k}" + "".join(
+    f" --prompt.{name.replace('_', '-')} {getattr(limits, name)}"
+    for name in ("max_tokens", "max_passage_tokens", "max_answer_tokens")
+  )
+  return RunResult(report, str(root / "report.json"), str(root / "report.html"), tuned, query_encoder, ask_options)
+
+
+def open_workdir(config: RunConfig) -> None:
+  """Writes the run's ``run.json``, or checks that this call continues the run there.
+
+  Raises:
+    UserError: another verb or other options made the directory.
+  """
+  wanted = runs.recipe(config, inputs={})
+  # Where the files lie does not matter: each stage records the fingerprints of what it read.
+  for name in ("corpus", "questions", "generator", "encoder", "passage_encoder"):
+    wanted["options"].pop(name)
+  runs.open_run(config.workdir, "run", wanted)
+
+
+def plan_best(results: dict[str, EvaluateResult]) -> str:
+  """The row of the most that was tuned."""
+  return next(name for name in ("ra_dit", "lm_ft", "r_ft") if name in results)
+
+
+def _peak_memory(report: pathlib.Path) -> int:
+  """Peak of this process, or of the call that did the work if this one found it done."""
+  before = files.read_json(report)["peak_memory_bytes"] if report.exists() else 0
+  return max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 class _Data:
   """Where each stage's files lie, and the configs that make them: one place, so that all stages agree."""
 
-  def __init__(self, config: RunConfig, root: pathlib.Path, stages: _Stages, progress: Progress):
+  def __init__(self, config: RunConfig, root: pathlib.Path, stages: Stages, progress: Progress):
     self.config, self.root, self.stages, self.progress = config, root, stages, progress
     self.counts: dict[str, int] = {}
-    self._num_gold = 0
 
   def make(self) -> None:
     """prepare, index, and retrieve every split with the base retriever."""
@@ -217,16 +273,16 @@ class _Data:
           dev_fraction=c.dev_fraction,
           test_fraction=c.test_fraction,
           seed=c.seed,
+          on_error=c.on_error,
         ),
         progress=self.progress,
       )
     self.counts = prepared.num_questions
-    self._num_gold = prepared.num_gold
     with self.stages("index"):
       index(
         IndexConfig(
           passages=self._path("passages"),
-          encoder=c.encoder,
+          encoder=c.passage_encoder or c.encoder,
           embeddings=self._path("embeddings"),
           index=self._path("index"),
           backend=c.backend,
@@ -238,13 +294,20 @@ class _Data:
     with self.stages("retrieve"):
       for split in ("train", "dev", "test"):
         self.retrieve(split, "base", c.encoder)
+        self._check_lengths(split)
+
+  def _check_lengths(self, split: str) -> None:
+    """Finds an answer that is too long now, named, and not after hours of training."""
+    prompt = Prompt(load_tokenizer(self.config.generator), self.config.prompt)
+    retrieved = RetrievedStore(self._path("retrieved", "base", split))
+    row_lengths(retrieved, PassageStore(self._path("passages")), prompt, k=1, with_passages=False)
 
   def _path(self, *parts: str) -> str:
     return str(self.root.joinpath(*parts))
 
-  def all_gold(self) -> bool:
-    """Whether every question names its gold passage."""
-    return self._num_gold == sum(self.counts.values())
+  def all_gold(self, split: str) -> bool:
+    """Whether every question of a split names its gold passage."""
+    return all(q["gold_rows"] for q in read_split(self._path("split", f"{split}.jsonl")))
 
   def retrieve(self, split: str, name: str, encoder: str) -> dict[int, float]:
     """Retrieves one split with one query encoder; returns recall by k."""
@@ -255,6 +318,7 @@ class _Data:
         passages=self._path("passages"),
         index=self._path("index"),
         encoder=encoder,
+        passage_encoder=c.passage_encoder,
         out=self._path("retrieved", name, split),
         k=c.k,
         limit={"train": c.train_questions, "dev": c.dev_questions, "test": None}[split],
@@ -308,6 +372,7 @@ class _Data:
       retrieved=self._path("retrieved", "base", "train"),
       dev_retrieved=self._path("retrieved", "base", "dev"),
       index=self._path("index"),
+      passage_encoder=c.passage_encoder,
       scores=self._path("scores", "train"),
       dev_scores=self._path("scores", "dev"),
       loss="contrastive" if name == "contrastive" else "lsr",
@@ -343,6 +408,8 @@ def _comparisons(results: dict[str, EvaluateResult], seed: int) -> list[dict[str
   """Paired differences of exact match, with their intervals."""
   out = []
   for one, other in COMPARISONS:
+    if one not in results or other not in results:
+      continue
     a = [line["exact_match"] for line in results[one].answers]
     b = [line["exact_match"] for line in results[other].answers]
     difference, low, high = paired_bootstrap(a, b, samples=1000, seed=seed)

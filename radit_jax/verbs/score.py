@@ -59,6 +59,7 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt)
   inputs = {
+    "prompt": prompt.hash,
     "generator": fingerprint(config.generator),
     "retrieved": retrieved.fingerprint,
     "passages": passages.fingerprint,
@@ -67,6 +68,7 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
   if not runs.finished(config.out, "scores", wanted):
     mesh = sharding.make_mesh(config.mesh)
     generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+    prompt.check_positions(generator.config.max_positions)
     records = _score(generator, retrieved, passages, prompt, config, mesh, progress)
     made_of = {"generator": inputs["generator"], "retrieved": inputs["retrieved"], "prompt": prompt.hash}
     fields = {"recipe": wanted, "k": config.k, **made_of}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from radit_jax import files, runs, sharding
 from radit_jax.config import TrainGeneratorConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
-from radit_jax.data.corpus import PassageStore
+from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.plan import RunPlan, plan_in_order, row_multiple
 from radit_jax.data.prompts import Prompt
@@ -32,7 +32,7 @@ class TrainGeneratorResult:
     best_step: the step that was exported.
     best_dev_loss: its mean negative log-likelihood per answer token on the dev examples, in nats.
     nonfinite_steps: steps left out.
-    programs: row lengths that occur; one program is compiled for each.
+    programs: row lengths that occur; a training or a dev program is compiled for each.
     cut_passages: rows whose passage was cut to fit.
     cut_questions: rows whose question was cut to fit.
   """
@@ -73,26 +73,31 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
   for name, store in stores.items():
     if config.method == "ralt" and config.k > store.manifest["k"]:
       raise UserError(f"k = {config.k} passages per example, the {name} store holds {store.manifest['k']}; lower --k")
-    if store.manifest["passages"] != passages.fingerprint:
-      raise UserError(f"the {name} store was retrieved from another passage store than {config.passages}")
+    check_passages(store.manifest["passages"], passages, str(store.path))
+  tokenizer = load_tokenizer(config.generator)
+  prompt = Prompt(tokenizer, config.prompt)
   inputs = {
+    "prompt": prompt.hash,
     "generator": fingerprint(config.generator),
     "retrieved": stores["train"].fingerprint,
     "dev_retrieved": stores["dev"].fingerprint,
     "passages": passages.fingerprint,
   }
   wanted = runs.recipe(config, inputs=inputs)
-  runs.open_run(root, f"train-generator {config.method}", wanted)
-  done = root / "result.json"
+  verb, done = f"train-generator {config.method}", root / "result.json"
   if done.exists():
+    runs.open_run(root, verb, wanted)
     result = files.read_json(done)
     if result["loop"] == dataclasses.asdict(config.loop):
       fields = result["result"]
-      return TrainGeneratorResult(**{**fields, "programs": tuple(fields["programs"])})
+      here = {"generator": str(root / "generator"), "programs": tuple(fields["programs"])}
+      return TrainGeneratorResult(**{**fields, **here})
 
+  # All that can be wrong with the input is found before the directory is taken.
   mesh = sharding.make_mesh(config.mesh)
-  tokenizer = load_tokenizer(config.generator)
-  prompt = Prompt(tokenizer, config.prompt)
+  sharding.check_rows(config.loop.batch_size, mesh)
+  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+  prompt.check_positions(generator.config.max_positions)
   loop, k, with_passages = config.loop, config.k, config.method == "ralt"
   if not with_passages:
     k = 1
@@ -138,9 +143,9 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
       answer_tokens=answer_tokens,
     )
 
+  runs.open_run(root, verb, wanted)
   if not (root / "first_batch.json").exists():
     describe_batch(*next(batches(0)), tokenizer, root / "first_batch")
-  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
   generator = jax.tree.map(lambda x: x.astype(jnp.float32), generator)  # master weights
   trained = train(
     generator,
@@ -163,7 +168,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     best_step=trained.best_step,
     best_dev_loss=trained.best_dev_loss,
     nonfinite_steps=trained.nonfinite_steps,
-    programs=plan.buckets,
+    programs=tuple(sorted({*plan.buckets, *(b.bucket_tokens for b in dev_plan)})),
     cut_passages=lengths["train"].cut_passages,
     cut_questions=lengths["train"].cut_questions,
   )

@@ -73,7 +73,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   """
   root = pathlib.Path(config.workdir)
   stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
-  passage_encoder = passage_encoder_of(config.encoder)
+  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder)
   index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder)
   for name, store in stores.items():
     if config.k > store.manifest["k"]:
@@ -89,6 +89,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
         raise UserError(f"k = {config.k} passages per question, {path} scores {opened.manifest['k']}; lower --k")
   inputs = {
     "encoder": fingerprint(config.encoder),
+    "passage_encoder": passage_encoder,
     "retrieved": stores["train"].fingerprint,
     "dev_retrieved": stores["dev"].fingerprint,
     "index": index.manifest["fingerprint"],
@@ -96,14 +97,16 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     "dev_scores": "none" if scores["dev"] is None else scores["dev"].fingerprint,
   }
   wanted = runs.recipe(config, inputs=inputs)
-  runs.open_run(root, f"train-retriever {config.loss}", wanted)
-  done = root / "result.json"
+  verb, done = f"train-retriever {config.loss}", root / "result.json"
   if done.exists():
+    runs.open_run(root, verb, wanted)
     stored = files.read_json(done)
     if stored["loop"] == dataclasses.asdict(config.loop):
-      return TrainRetrieverResult(**{**stored["result"], "programs": tuple(stored["result"]["programs"])})
+      here = {"query_encoder": str(root / "query_encoder"), "programs": tuple(stored["result"]["programs"])}
+      return TrainRetrieverResult(**{**stored["result"], **here})
 
   mesh = sharding.make_mesh(config.mesh)
+  sharding.check_rows(config.loop.batch_size, mesh)
   encoder = load_encoder(config.encoder, mesh=mesh)
   encoder = jax.tree.map(lambda x: x.astype(jnp.float32), encoder)  # master weights
   tokenizer = load_tokenizer(config.encoder)
@@ -143,6 +146,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   def dev_batches() -> Iterable[Batch]:
     return stream("dev", dev_plan, dev_size)
 
+  runs.open_run(root, verb, wanted)
   if not (root / "first_batch.json").exists():
     describe_batch(*next(stream("train", plan, loop.batch_size)), tokenizer, root / "first_batch")
   trained = train(
