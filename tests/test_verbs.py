@@ -394,6 +394,26 @@ def test_line_separators_of_unicode_stay_in_a_question(tmp_path):
   assert all("\u2028" in q["question"] for q in read)
 
 
+@pytest.mark.parametrize(("tune", "rows"), [("generator", ["lm_ft"]), ("retriever", ["r_ft"])])
+def test_run_of_one_tuning_leaves_the_other_rows_empty(parts, tmp_path, tune, rows):
+  cfg = c.RunConfig(
+    workdir=str(tmp_path / "run"),
+    k=3,
+    k_train=2,
+    backend="exact",
+    tune=tune,
+    prompt=PROMPT,
+    generator_tuning=c.TuningConfig(OPTIMIZER, LOOP),
+    retriever_tuning=c.TuningConfig(OPTIMIZER, LOOP),
+    encode_batch_size=16,
+    score_batch_size=8,
+    answer_batch_size=8,
+    **parts,
+  )
+  report = run(cfg).report
+  assert [n for n, row in report["rows"].items() if row["n"]] == ["closed_book", "base", *rows]
+
+
 def test_run_makes_the_report_and_restarts(parts, tmp_path):
   cfg = c.RunConfig(
     workdir=str(tmp_path / "run"),
@@ -423,6 +443,12 @@ def test_run_makes_the_report_and_restarts(parts, tmp_path):
   second = run(cfg)
   assert second.report["rows"] == first.report["rows"]
   assert (tmp_path / "run/train_generator/generator/model.safetensors").stat().st_mtime_ns == kept
+  # More steps are the same run: what was made with the shorter tunings is made again.
+  longer = c.TuningConfig(OPTIMIZER, dataclasses.replace(LOOP, steps=6))
+  third = run(dataclasses.replace(cfg, controls=False, generator_tuning=longer, retriever_tuning=longer))
+  lines = [json.loads(x) for x in (tmp_path / "run/train_generator/metrics.jsonl").read_text().splitlines()]
+  assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4, 5, 6]
+  assert third.report["rows"]["closed_book"] == first.report["rows"]["closed_book"]
   # Another recipe on the same directory is refused with the field and both values.
   with pytest.raises(UserError, match=r"k = 5, this call has 4"):
     run(dataclasses.replace(cfg, k=4))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -163,6 +164,8 @@ def run(
     with stages("train generator"):
       trained = train_generator(data.generator_config("ralt"), progress=progress)
     tuned = trained.generator
+    after = ["evaluation/lm_ft.json", "evaluation/ra_dit.json", "evaluation/ra_dit_gold.json"]
+    data.drop_if_changed(tuned, after + (["scores", "train_retriever"] if config.teacher == "tuned" else []))
     plan.append(("lm_ft", tuned, "base", "retrieval"))
     notes.append(f"Generator tuning: {trained.summary().rsplit(': ', 1)[0]}.")
   if config.tune != "generator":
@@ -173,6 +176,7 @@ def run(
     with stages("train retriever"):
       tuned_retriever = train_retriever(data.retriever_config("lsr"), progress=progress)
     query_encoder = tuned_retriever.query_encoder
+    data.drop_if_changed(query_encoder, ["retrieved/lsr", "evaluation/r_ft.json", "evaluation/ra_dit.json"])
     with stages("retrieve again"):
       data.retrieve("test", "lsr", query_encoder)
     plan.append(("r_ft", config.generator, "lsr", "retrieval"))
@@ -304,6 +308,16 @@ class _Data:
 
   def _path(self, *parts: str) -> str:
     return str(self.root.joinpath(*parts))
+
+  def drop_if_changed(self, model: str, derived: list[str]) -> None:
+    """Removes what was made with an earlier state of a tuned model: a run that is given more steps makes it anew."""
+    record = self.root / "tuned.json"
+    known: dict[str, str] = files.read_json(record) if record.exists() else {}
+    name, now = pathlib.Path(model).name, fingerprint(model)
+    if known.get(name, now) != now:
+      for path in map(self.root.joinpath, derived):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    files.write_json(record, {**known, name: now})
 
   def all_gold(self, split: str) -> bool:
     """Whether every question of a split names its gold passage."""
