@@ -17,6 +17,7 @@ TargetScore = Literal["prob", "token_prob", "log_prob", "token_log_prob"]
 Direction = Literal["retriever_to_lm", "lm_to_retriever"]
 Dtype = Literal["float32", "bfloat16"]
 EvaluationMode = Literal["retrieval", "closed_book", "gold"]
+Pooling = Literal["cls", "mean", "last"]
 
 
 def _at_least(config: object, name: str, low: float) -> None:
@@ -197,6 +198,31 @@ class PrepareConfig:
       raise UserError(
         f"PrepareConfig: dev_fraction {self.dev_fraction} + test_fraction {self.test_fraction} leave no training data"
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingOptions:
+  """How an encoder's hidden states become a vector, where its files leave it open.
+
+  Attributes:
+    pooling: hidden state of the first token ("cls") or of the last one ("last"), or the mean over all.
+    normalize: vectors are scaled to length 1.
+    max_tokens: longer texts are cut.
+    query_prompt: put in front of every question, such as "query: ".
+    passage_prompt: put in front of every passage.
+    dimensions: only so many first values of each vector are kept (Matryoshka).
+  """
+
+  pooling: Pooling | None = None
+  normalize: bool | None = None
+  max_tokens: int | None = None
+  query_prompt: str | None = None
+  passage_prompt: str | None = None
+  dimensions: int | None = None
+
+  def __post_init__(self) -> None:
+    _at_least(self, "max_tokens", 1)
+    _at_least(self, "dimensions", 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from radit_jax.data.batches import text_to_batch
 from radit_jax.data.corpus import PassageStore
 from radit_jax.display import Display, quiet_libraries
 from radit_jax.errors import UserError
-from radit_jax.models.llama import Llama, LlamaConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.pretrained import save_generator
 from radit_jax.process import keep_heap
 from radit_jax.quickstart.parts import train_tokenizer
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
   if not texts:
     raise UserError(f"{config.workdir}: no training question names its passage")
   tokenizer = train_tokenizer([*texts, "Background: Q: A: Question: Answer: what?"], vocab_size=config.vocab_size)
-  llama = LlamaConfig(
+  llama = DecoderConfig(
     vocab_size=len(tokenizer),
     hidden_size=config.width,
     intermediate_size=3 * config.width,
@@ -107,7 +107,7 @@ def main(config: Config) -> None:
     tie_word_embeddings=True,
     max_positions=1024,
   )
-  generator = Llama(llama, rngs=nnx.Rngs(config.seed))
+  generator = Decoder(llama, rngs=nnx.Rngs(config.seed))
   ends = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
 
   def batches(start: int) -> Iterator[Batch]:

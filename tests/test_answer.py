@@ -12,7 +12,7 @@ from radit_jax.config import PromptConfig
 from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import Passage
 from radit_jax.inference.answer import Query, answer_questions
-from radit_jax.models.llama import Llama, LlamaConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 
 WORDS = [
   "<pad>",
@@ -56,10 +56,10 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def generator():
-  config = LlamaConfig(
+  config = DecoderConfig(
     vocab_size=len(WORDS), hidden_size=24, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
   )
-  return jax.tree.map(lambda x: 2.5 * x if x.ndim > 1 else x, Llama(config, rngs=nnx.Rngs(7)))
+  return jax.tree.map(lambda x: 2.5 * x if x.ndim > 1 else x, Decoder(config, rngs=nnx.Rngs(7)))
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,10 @@ def test_answers_equal_the_slow_twin(generator, tokenizer, prompt, mesh1, batch_
 def test_eight_devices_answer_as_one(generator, tokenizer, prompt, mesh1, mesh8):
   from radit_jax.sharding import parameter_shardings
 
-  config = LlamaConfig(
+  config = DecoderConfig(
     vocab_size=16, hidden_size=24, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8
   )
-  model = jax.tree.map(lambda x: 2.5 * x if x.ndim > 1 else x, Llama(config, rngs=nnx.Rngs(7)))
+  model = jax.tree.map(lambda x: 2.5 * x if x.ndim > 1 else x, Decoder(config, rngs=nnx.Rngs(7)))
   answers = []
   for mesh in (mesh1, mesh8):
     placed = jax.device_put(model, parameter_shardings(model, mesh))

@@ -12,8 +12,11 @@ import transformers
 from flax import nnx
 
 from radit_jax.errors import UserError
-from radit_jax.models.bert import BertConfig, BertEncoder
+from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 from radit_jax.models.pretrained import load_encoder
+
+EMBEDDING = EmbeddingConfig(normalize=True, max_tokens=256)
 
 VOCAB = 83
 encode = jax.jit(lambda encoder, tokens, mask: encoder(tokens, mask))
@@ -55,14 +58,14 @@ def test_hidden_states_equal_transformers(pair, batch):
   tokens, mask = batch
   with torch.no_grad():
     out = reference(torch.tensor(tokens, dtype=torch.long), attention_mask=torch.tensor(mask, dtype=torch.long))
-  hidden = jax.jit(lambda e, t, m: e.hidden_states(t, m))(encoder, tokens, mask)
+  hidden = jax.jit(lambda e, t, m: e.body(t, m))(encoder, tokens, mask)
   np.testing.assert_allclose(hidden[mask], out.last_hidden_state.numpy()[mask], atol=1e-4)
 
 
 def test_pooling_is_what_its_name_says(pair, batch):
   _, encoder = pair
   tokens, mask = batch
-  hidden = np.asarray(jax.jit(lambda e, t, m: e.hidden_states(t, m))(encoder, tokens, mask))
+  hidden = np.asarray(jax.jit(lambda e, t, m: e.body(t, m))(encoder, tokens, mask))
   means = np.stack([row[real].mean(0) for row, real in zip(hidden, mask, strict=True)])
   for pooling, expected in (("mean", means), ("cls", hidden[:, 0])):
     for normalize in (False, True):
@@ -86,7 +89,7 @@ def test_padding_changes_nothing(pair, batch):
 def test_a_row_without_tokens_is_finite_forward_and_backward(batch):
   tokens, mask = batch
   mask[2] = False
-  encoder = BertEncoder(BertConfig.tiny(VOCAB), rngs=nnx.Rngs(0))
+  encoder = TextEncoder(Bert(BertConfig.tiny(VOCAB), rngs=nnx.Rngs(0)), EMBEDDING)
   value, gradient = jax.jit(jax.value_and_grad(lambda e: jnp.sum(e(tokens, mask) ** 3)))(encoder)
   assert np.isfinite(value)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
@@ -95,14 +98,16 @@ def test_a_row_without_tokens_is_finite_forward_and_backward(batch):
 
 def test_vectors_are_float32_in_any_computation_type(batch):
   config = BertConfig.tiny(VOCAB)
-  full, half = (encode(BertEncoder(config, rngs=nnx.Rngs(0), dtype=d), *batch) for d in (jnp.float32, jnp.bfloat16))
+  full, half = (
+    encode(TextEncoder(Bert(config, rngs=nnx.Rngs(0), dtype=d), EMBEDDING), *batch) for d in (jnp.float32, jnp.bfloat16)
+  )
   assert half.dtype == jnp.float32
   assert 0 < np.abs(full - half).max() < 0.05
 
 
 def test_more_tokens_than_positions_are_refused(pair):
   tokens = np.zeros((1, 41), np.int32)
-  with pytest.raises(ValueError, match="41 tokens, but the encoder has 40 positions"):
+  with pytest.raises(ValueError, match="41 tokens, but the encoder has positions for 40"):
     pair[1](tokens, tokens == 0)
 
 
@@ -116,11 +121,19 @@ def test_parameters_name_one_axis_per_dimension(pair):
   ("field", "value", "message"),
   [
     ("num_heads", 5, "hidden_size 128 is no multiple of num_heads 5"),
-    ("pooling", "max", "pooling = 'max': must be"),
-    ("max_tokens", 300, "max_tokens = 300: there are only max_positions = 256"),
     ("num_layers", 0, "num_layers = 0: must be greater than 0"),
   ],
 )
 def test_impossible_shapes_are_refused(field, value, message):
   with pytest.raises(UserError, match=message):
     dataclasses.replace(BertConfig.tiny(VOCAB), **{field: value})
+
+
+def test_impossible_poolings_are_refused():
+  bert = Bert(BertConfig.tiny(VOCAB), rngs=nnx.Rngs(0))
+  with pytest.raises(UserError, match="pooling = 'max': must be"):
+    EmbeddingConfig("max")
+  with pytest.raises(UserError, match="max_tokens = 300: the model has positions for 256"):
+    TextEncoder(bert, EmbeddingConfig(max_tokens=300))
+  with pytest.raises(UserError, match="dimensions = 129: the model is 128 wide"):
+    TextEncoder(bert, EmbeddingConfig(max_tokens=256, dimensions=129))

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from radit_jax.inference.decode import greedy_decode, prefill, score_candidates
-from radit_jax.models.llama import Llama, LlamaConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 
 VOCAB, END = 37, 2
 LENGTHS = np.array([9, 4, 7, 1], np.int32)
@@ -15,10 +15,10 @@ LENGTHS = np.array([9, 4, 7, 1], np.int32)
 
 @pytest.fixture(scope="module")
 def generator():
-  config = LlamaConfig(
+  config = DecoderConfig(
     vocab_size=VOCAB, hidden_size=24, intermediate_size=40, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=4
   )
-  model = Llama(config, rngs=nnx.Rngs(3))
+  model = Decoder(config, rngs=nnx.Rngs(3))
   # Sharper than a fresh model, so that greedy choices differ and no two logits tie.
   return jax.tree.map(lambda x: 3.0 * x if x.ndim > 1 else x, model)
 

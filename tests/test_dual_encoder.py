@@ -9,15 +9,20 @@ import pytest
 from flax import nnx
 
 from radit_jax.errors import UserError
-from radit_jax.models.bert import BertConfig, BertEncoder
+from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.dual_encoder import DualEncoder, default_temperature
+from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
+
+EMBEDDING = EmbeddingConfig(normalize=True, max_tokens=256)
 
 CONFIG = BertConfig.tiny(vocab_size=31)
 
 
 @pytest.fixture(scope="module")
 def dual():
-  return DualEncoder(BertEncoder(CONFIG, rngs=nnx.Rngs(0)), BertEncoder(CONFIG, rngs=nnx.Rngs(1)), 0.05)
+  return DualEncoder(
+    TextEncoder(Bert(CONFIG, rngs=nnx.Rngs(0)), EMBEDDING), TextEncoder(Bert(CONFIG, rngs=nnx.Rngs(1)), EMBEDDING), 0.05
+  )
 
 
 def test_queries_and_passages_go_to_their_own_encoder(dual, rng):
@@ -45,7 +50,7 @@ def test_default_temperature():
 
 
 def test_what_cannot_be_is_refused(dual):
-  wide = BertEncoder(dataclasses.replace(CONFIG, hidden_size=64), rngs=nnx.Rngs(0))
+  wide = TextEncoder(Bert(dataclasses.replace(CONFIG, hidden_size=64), rngs=nnx.Rngs(0)), EMBEDDING)
   with pytest.raises(UserError, match="width 64, passage encoder of width 128"):
     DualEncoder(wide, dual.passage_encoder, 1.0)
   for temperature in (0.0, -1.0, float("nan")):

@@ -17,10 +17,13 @@ from radit_jax import files
 from radit_jax.data.sources import Passage
 from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
-from radit_jax.models.bert import BertConfig, BertEncoder
+from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 from radit_jax.retrieval.embed import embed_passages, embed_queries, read_embeddings
 from radit_jax.retrieval.index import build_index, load_index
 from radit_jax.sharding import parameter_shardings
+
+EMBEDDING = EmbeddingConfig(normalize=True, max_tokens=256)
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "bad", "a", *(f"w{i}" for i in range(94))]
 BAD = WORDS.index("bad")
@@ -39,7 +42,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def bert():
-  return BertEncoder(BertConfig.tiny(vocab_size=len(WORDS)), rngs=nnx.Rngs(0))
+  return TextEncoder(Bert(BertConfig.tiny(vocab_size=len(WORDS)), rngs=nnx.Rngs(0)), EMBEDDING)
 
 
 def texts_of(lengths, seed=0):

@@ -18,7 +18,7 @@ from radit_jax.data.plan import RunPlan
 from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
-from radit_jax.models.llama import Llama, LlamaConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.pretrained import load_generator, load_tokenizer, save_generator
 from radit_jax.parallel_context import LSRBatch, answer_log_likelihoods
 from radit_jax.verbs.inspect import describe_batch, inspect
@@ -36,10 +36,10 @@ def files(tmp_path_factory):
   backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
   backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
-  shape = LlamaConfig(
+  shape = DecoderConfig(
     vocab_size=len(vocab), hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4
   )
-  save_generator(jax.jit(lambda: Llama(shape, rngs=nnx.Rngs(0)))(), tokenizer, root / "generator")
+  save_generator(jax.jit(lambda: Decoder(shape, rngs=nnx.Rngs(0)))(), tokenizer, root / "generator")
   texts = ["n1 n2", "n3 n4 n5 n6 n7 n8 n9", "n10", "n11 n12"]
   write_passages([Passage(f"p{i}", "", text) for i, text in enumerate(texts)], root / "passages")
   rows = np.array([[0, 2, 3], [1, 2, -1]])

@@ -15,9 +15,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from radit_jax import parallel_context, sharding
 from radit_jax.config import OptimizerConfig
-from radit_jax.models.bert import BertConfig, BertEncoder
+from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.dual_encoder import DualEncoder
-from radit_jax.models.llama import Llama, LlamaConfig
+from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 from radit_jax.parallel_context import LSRBatch, ParallelContextBatch, answer_log_likelihoods
 from radit_jax.training.step import init_state, lsr_objective, make_optimizer, ralt_objective, train_step
 
@@ -29,11 +30,11 @@ Row = tuple[list[int], list[int]] | None
 
 
 @pytest.fixture(scope="module")
-def llama() -> Llama:
-  config = LlamaConfig(
+def llama() -> Decoder:
+  config = DecoderConfig(
     vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4
   )
-  return jax.jit(lambda: Llama(config, rngs=nnx.Rngs(0)))()
+  return jax.jit(lambda: Decoder(config, rngs=nnx.Rngs(0)))()
 
 
 @pytest.fixture
@@ -330,7 +331,9 @@ def test_lsr_tunes_an_encoder_that_is_not_ours(rng, mesh1):
 def test_lsr_with_the_passage_encoder_in_the_graph(rng):
   """The same query gradient as from stored embeddings, and a passage gradient of exactly zero."""
   config = BertConfig(vocab_size=VOCAB, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16)
-  one, other = (jax.jit(lambda seed=seed: BertEncoder(config, rngs=nnx.Rngs(seed)))() for seed in (0, 1))
+  one, other = (
+    jax.jit(lambda seed=seed: TextEncoder(Bert(config, rngs=nnx.Rngs(seed)), EmbeddingConfig()))() for seed in (0, 1)
+  )
   encoders = DualEncoder(one, other, 1.0)
   tokens = jnp.asarray(rng.integers(1, VOCAB, (4 * K, 7)))
   mask = jnp.arange(7) < jnp.asarray(rng.integers(2, 8, (4 * K, 1)))
@@ -395,7 +398,7 @@ def test_rows_stay_sharded_in_the_compiled_step(llama, rows, mesh8):
 def test_every_step_is_one_program_and_keeps_the_shardings(rng, mesh8):
   """What a step returns looks to jit as what it took: shardings of the table, and no weak types."""
   config = BertConfig(vocab_size=VOCAB, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16)
-  encoder = jax.jit(lambda: BertEncoder(config, rngs=nnx.Rngs(0)))()
+  encoder = jax.jit(lambda: TextEncoder(Bert(config, rngs=nnx.Rngs(0)), EmbeddingConfig()))()
   before = train_step._cache_size()
   state, _ = steps(encoder, lsr_batch(rng), LSR, mesh8, 3)
   assert train_step._cache_size() == before + 1
@@ -425,7 +428,7 @@ def test_a_shard_map_inside_the_generator_gathers_nothing(rows, mesh8):
 
 def test_lsr_sharded_equals_single_device(rng, mesh1, mesh8):
   config = BertConfig(vocab_size=VOCAB, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16)
-  encoder = jax.jit(lambda: BertEncoder(config, rngs=nnx.Rngs(0)))()
+  encoder = jax.jit(lambda: TextEncoder(Bert(config, rngs=nnx.Rngs(0)), EmbeddingConfig()))()
   batch = lsr_batch(rng)
   one, one_figures = steps(encoder, batch, LSR, mesh1, 3, SGD)
   eight, eight_figures = steps(encoder, batch, LSR, mesh8, 3, SGD)

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from radit_jax.config import QuickstartConfig
-from radit_jax.models.bert import BertEncoder
+from radit_jax.models.bert import Bert
+from radit_jax.models.encoder import TextEncoder
 from radit_jax.quickstart import judge, parts, run_config, shared_pair_objective
 from radit_jax.quickstart.world import make_world
 from radit_jax.training.step import PairBatch
@@ -74,7 +75,7 @@ def test_check_names_what_the_report_does_not_show(changes, message):
 def test_shared_warm_start_pulls_pairs_together():
   world = make_world(0, num_people=20)
   tokenizer = parts.encoder_tokenizer(world)
-  encoder = BertEncoder(parts.encoder_config(len(tokenizer)), rngs=nnx.Rngs(0))
+  encoder = TextEncoder(Bert(parts.encoder_config(len(tokenizer)), rngs=nnx.Rngs(0)), parts.EMBEDDING)
   rng = np.random.default_rng(0)
   ids = rng.integers(5, 60, (8, 6)).astype(np.int32)
   same = PairBatch(ids, np.ones((8, 6), bool), ids, np.ones((8, 6), bool))

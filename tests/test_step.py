@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from radit_jax import losses
 from radit_jax.config import OptimizerConfig
-from radit_jax.models.bert import BertConfig, BertEncoder
+from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.dual_encoder import DualEncoder
-from radit_jax.models.llama import Llama, LlamaConfig
+from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 from radit_jax.parallel_context import LSRBatch
 from radit_jax.sharding import place_rows
 from radit_jax.training.step import (
@@ -42,15 +43,15 @@ BERT = BertConfig(
   max_positions=16,
   type_vocab_size=1,
   layer_norm_eps=1e-12,
-  pooling="mean",
-  normalize=True,
-  max_tokens=16,
 )
+EMBEDDING = EmbeddingConfig(pooling="mean", normalize=True, max_tokens=16)
 
 
 @pytest.fixture(scope="module")
 def encoders():
-  return DualEncoder(BertEncoder(BERT, rngs=nnx.Rngs(0)), BertEncoder(BERT, rngs=nnx.Rngs(1)), 0.05)
+  return DualEncoder(
+    TextEncoder(Bert(BERT, rngs=nnx.Rngs(0)), EMBEDDING), TextEncoder(Bert(BERT, rngs=nnx.Rngs(1)), EMBEDDING), 0.05
+  )
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_learning_rate_meets_its_corners():
 
 
 def test_norms_and_biases_do_not_decay():
-  model = BertEncoder(BERT, rngs=nnx.Rngs(0))
+  model = TextEncoder(Bert(BERT, rngs=nnx.Rngs(0)), EMBEDDING)
   optimizer = make_optimizer(OptimizerConfig(peak_lr=0.1, floor_lr=0.1, warmup_steps=0, weight_decay=0.5), 10)
   updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, model), optimizer.init(model), model)
   flat = jax.tree_util.tree_flatten_with_path(updates)[0]
@@ -160,10 +161,10 @@ def test_norms_and_biases_do_not_decay():
 
 
 def test_state_is_sharded_like_its_model(mesh8):
-  config = LlamaConfig(
+  config = DecoderConfig(
     vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4
   )
-  state = init_state(Llama(config, rngs=nnx.Rngs(0)), make_optimizer(OptimizerConfig(), 10), mesh8)
+  state = init_state(Decoder(config, rngs=nnx.Rngs(0)), make_optimizer(OptimizerConfig(), 10), mesh8)
   assert state.model.layers.gate_kernel[...].sharding.spec == P(None, "fsdp", "tensor")
   specs = [
     (jax.tree_util.keystr(path), leaf.sharding.spec)

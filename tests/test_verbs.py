@@ -71,8 +71,9 @@ def tokenizer_of(texts, special):
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
   """Corpus, questions, and two untrained models as Hugging Face directories."""
-  from radit_jax.models.bert import BertConfig, BertEncoder
-  from radit_jax.models.llama import Llama, LlamaConfig
+  from radit_jax.models.bert import Bert, BertConfig
+  from radit_jax.models.decoder import Decoder, DecoderConfig
+  from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 
   root = tmp_path_factory.mktemp("parts")
   corpus = write_lines(root / "corpus.jsonl", documents())
@@ -80,7 +81,7 @@ def parts(tmp_path_factory):
   texts = [d["text"] for d in documents()] + [q["question"] for q in questions()] + ["Background: Q: A: Answer:"]
   special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
   tokenizer = tokenizer_of(texts, special)
-  llama = LlamaConfig(
+  llama = DecoderConfig(
     vocab_size=len(tokenizer),
     hidden_size=16,
     intermediate_size=32,
@@ -89,13 +90,15 @@ def parts(tmp_path_factory):
     num_kv_heads=1,
     head_dim=8,
   )
-  save_generator(Llama(llama, rngs=nnx.Rngs(0)), tokenizer, root / "generator")
+  save_generator(Decoder(llama, rngs=nnx.Rngs(0)), tokenizer, root / "generator")
   special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
   tokenizer = tokenizer_of(texts, special)
-  bert = dataclasses.replace(
-    BertConfig.tiny(len(tokenizer)), hidden_size=16, num_heads=2, intermediate_size=32, pooling="mean", normalize=True
+  bert = dataclasses.replace(BertConfig.tiny(len(tokenizer)), hidden_size=16, num_heads=2, intermediate_size=32)
+  save_encoder(
+    TextEncoder(Bert(bert, rngs=nnx.Rngs(1)), EmbeddingConfig(pooling="mean", normalize=True, max_tokens=256)),
+    tokenizer,
+    root / "encoder",
   )
-  save_encoder(BertEncoder(bert, rngs=nnx.Rngs(1)), tokenizer, root / "encoder")
   return {"corpus": corpus, "questions": asked, "generator": str(root / "generator"), "encoder": str(root / "encoder")}
 
 
@@ -312,7 +315,7 @@ def test_ask_shows_the_passages_behind_the_answer(made, parts):
 def test_a_separate_passage_encoder_is_named_once_and_kept(made, parts, tmp_path):
   """A retriever of two encoders: the index is the passage encoder's, the queries are the other's."""
   encoder = load_encoder(parts["encoder"])
-  encoder.word_embedding[...] = encoder.word_embedding[...] * 1.1
+  encoder.body.word_embedding[...] = encoder.body.word_embedding[...] * 1.1
   query = tmp_path / "query"
   save_encoder(encoder, load_tokenizer(parts["encoder"]), query)
   found = {"encoder": str(query), "passage_encoder": parts["encoder"]}
@@ -508,7 +511,7 @@ def test_index_of_another_encoder_is_refused(made, parts, tmp_path):
   other = tmp_path / "encoder"
   shutil.copytree(parts["encoder"], other)
   encoder = load_encoder(parts["encoder"])
-  encoder.word_embedding[...] = encoder.word_embedding[...] * 2.0
+  encoder.body.word_embedding[...] = encoder.body.word_embedding[...] * 2.0
   save_encoder(encoder, load_tokenizer(parts["encoder"]), other)
   with pytest.raises(UserError, match="built by the encoder"):
     retrieve(retrieve_config(made, parts, encoder=str(other), out=f"{tmp_path}/out"))
@@ -516,7 +519,7 @@ def test_index_of_another_encoder_is_refused(made, parts, tmp_path):
 
 def test_non_finite_embedding_is_named_before_the_index(made, parts, tmp_path):
   encoder = load_encoder(parts["encoder"])
-  encoder.word_embedding[...] = encoder.word_embedding[...] * np.nan
+  encoder.body.word_embedding[...] = encoder.body.word_embedding[...] * np.nan
   save_encoder(encoder, load_tokenizer(parts["encoder"]), tmp_path / "encoder")
   with pytest.raises(UserError, match="finite"):
     index(

@@ -33,7 +33,7 @@ def prefill(generator: Any, tokens: Int[Array, "N T"], lengths: Int[Array, "N"],
   """Runs right-padded prompts through the generator once.
 
   Args:
-    generator: a :class:`radit_jax.models.llama.Llama`.
+    generator: a :class:`radit_jax.models.decoder.Decoder`.
     tokens: ``[N, T]`` int32, prompts padded on the right.
     lengths: ``[N]`` int32, at least 1.
     max_new_tokens: A, room left in the cache.

@@ -5,17 +5,20 @@ from typing import Any
 
 #: Name -> module: imported when it is first asked for, so that one reader does not pay for every library.
 _WHERE = {
+  "Bert": "bert",
   "BertConfig": "bert",
-  "BertEncoder": "bert",
+  "Decoder": "decoder",
+  "DecoderConfig": "decoder",
   "DualEncoder": "dual_encoder",
+  "EmbeddingConfig": "encoder",
   "Encoder": "dual_encoder",
   "Generator": ".parallel_context",
-  "Llama": "llama",
-  "LlamaConfig": "llama",
+  "TextEncoder": "encoder",
   "encoder_temperature": "pretrained",
   "fingerprint": "pretrained",
   "load_dual_encoder": "pretrained",
   "load_encoder": "pretrained",
+  "load_end_ids": "pretrained",
   "load_generator": "pretrained",
   "load_tokenizer": "pretrained",
   "save_encoder": "pretrained",

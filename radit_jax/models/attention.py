@@ -1,6 +1,7 @@
 """Attention with grouped keys and values: the plain form, right on every platform."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
@@ -10,8 +11,10 @@ def attention(
   v: Float[Array, "N S Hkv d"],
   *,
   mask: Bool[Array, "N 1 T S"],
+  scale: float | None = None,
+  soft_cap: float | None = None,
 ) -> Float[Array, "N T H d"]:
-  r"""Softmax attention, :math:`\operatorname{softmax}(q k^\top / \sqrt d)\, v`, softmax in float32.
+  r"""Softmax attention, :math:`\operatorname{softmax}(q k^\top s)\, v`, softmax in float32.
 
   Args:
     q: queries of H heads.
@@ -20,6 +23,8 @@ def attention(
     v: values, like ``k``.
     mask: True where a query may look at a key. A query that may look at none (padding) gets the plain mean of the
       values: useless, but finite, forward and backward.
+    scale: s; by default :math:`1/\sqrt d`.
+    soft_cap: scores x become ``soft_cap * tanh(x / soft_cap)`` before the softmax (Gemma 2).
 
   Returns:
     The mixed values, in ``v``'s dtype.
@@ -32,6 +37,15 @@ def attention(
     >>> attention(q, k, v, mask=mask)[0, 0, :, 0].tolist()   # mean of 0 and 1, for both query heads
     [0.5, 0.5]
   """
-  # implementation="xla" is pinned: left to itself JAX may choose another kernel without saying so. It masks with a
-  # large finite number, so a row without a key stays finite, and takes the softmax in float32 for any input dtype.
-  return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+  if soft_cap is None:
+    # implementation="xla" is pinned: left to itself JAX may choose another kernel without saying so. It masks with a
+    # large finite number, so a row without a key stays finite, and takes the softmax in float32 for any input dtype.
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
+  # jax.nn.dot_product_attention has no soft cap.
+  n, t, heads, d = q.shape
+  grouped = q.reshape(n, t, k.shape[2], heads // k.shape[2], d)
+  scores = jnp.einsum("ntkgd,nskd->nkgts", grouped, k, preferred_element_type=jnp.float32)
+  scores = soft_cap * jnp.tanh(scores * (d**-0.5 if scale is None else scale) / soft_cap)
+  scores = jnp.where(mask[:, :, None], scores, 0.7 * jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum("nkgts,nskd->ntkgd", weights, v).reshape(n, t, heads, d)

@@ -1,7 +1,7 @@
-"""BERT encoder: text in, one vector out; layers stacked and scanned."""
+"""The BERT and RoBERTa families: hidden states of whole texts; layers stacked and scanned."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,13 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from radit_jax.errors import UserError
 from radit_jax.models.attention import attention
+from radit_jax.models.kernels import project
+from radit_jax.models.source import SourceFiles
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-  """Shape of a BERT encoder, and how its hidden states become one vector.
+  """Shape of a BERT.
 
   Attributes:
     vocab_size: rows of the word embedding.
@@ -25,10 +27,10 @@ class BertConfig:
     max_positions: rows of the position embedding, a hard limit.
     type_vocab_size: rows of the token-type embedding; only the first is used.
     layer_norm_eps: added to the variance in every norm.
-    pooling: "cls" takes the first token's hidden state, "mean" averages over the real tokens.
-    normalize: the vector is scaled to length 1.
-    max_tokens: texts are cut to this many tokens, special tokens included.
+    padding_position: RoBERTa: padding has this position, and real tokens are counted from the next one on. None: all
+      tokens are counted from 0, padding included.
     pooler: the files hold BERT's own pooling layer. Nothing here uses it; it is carried so that it is saved again.
+    source: files it was read from; None for a new model.
   """
 
   vocab_size: int
@@ -39,10 +41,9 @@ class BertConfig:
   max_positions: int = 512
   type_vocab_size: int = 2
   layer_norm_eps: float = 1e-12
-  pooling: Literal["cls", "mean"] = "mean"
-  normalize: bool = False
-  max_tokens: int = 512
+  padding_position: int | None = None
   pooler: bool = False
+  source: SourceFiles | None = dataclasses.field(default=None, repr=False)
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
@@ -50,23 +51,17 @@ class BertConfig:
         raise UserError(f"BertConfig.{field.name} = {getattr(self, field.name)}: must be greater than 0")
     if self.hidden_size % self.num_heads:
       raise UserError(f"BertConfig: hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
-    if self.pooling not in ("cls", "mean"):
-      raise UserError(f'BertConfig.pooling = {self.pooling!r}: must be "cls" or "mean"')
-    if self.max_tokens > self.max_positions:
-      raise UserError(f"BertConfig.max_tokens = {self.max_tokens}: there are only max_positions = {self.max_positions}")
+
+  @property
+  def longest_row(self) -> int:
+    """Tokens of the longest row that has a position for each."""
+    return self.max_positions - (0 if self.padding_position is None else self.padding_position + 1)
 
   @classmethod
   def tiny(cls, vocab_size: int) -> Self:
-    """Two layers of width 128, normalised mean: an encoder that trains within a minute on a CPU."""
+    """Two layers of width 128: an encoder that trains within a minute on a CPU."""
     return cls(
-      vocab_size=vocab_size,
-      hidden_size=128,
-      num_layers=2,
-      num_heads=4,
-      intermediate_size=384,
-      max_positions=256,
-      normalize=True,
-      max_tokens=256,
+      vocab_size=vocab_size, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=384, max_positions=256
     )
 
 
@@ -105,34 +100,35 @@ class BertLayer(nnx.Module):
     """One layer: each block's output is added to its input, and the sum normalised."""
     eps, heads = self.config.layer_norm_eps, (*x.shape[:2], self.config.num_heads, -1)
     flat = x.reshape(-1, x.shape[-1])  # a [N, T, D] operand makes XLA on CPU copy to transpose kernel gradients
-    q = _dense(flat, self.q_kernel, self.q_bias).reshape(heads)
-    k = _dense(flat, self.k_kernel, self.k_bias).reshape(heads)
-    v = _dense(flat, self.v_kernel, self.v_bias).reshape(heads)
+    q = project(flat, self.q_kernel, self.q_bias).reshape(heads)
+    k = project(flat, self.k_kernel, self.k_bias).reshape(heads)
+    v = project(flat, self.v_kernel, self.v_bias).reshape(heads)
     attended = attention(q, k, v, mask=mask).reshape(flat.shape)
-    flat = flat + _dense(attended, self.o_kernel, self.o_bias)
+    flat = flat + project(attended, self.o_kernel, self.o_bias)
     flat = _layer_norm(flat, self.attention_norm[...], self.attention_norm_bias[...], eps)
-    h = jax.nn.gelu(_dense(flat, self.up_kernel, self.up_bias), approximate=False)
-    flat = flat + _dense(h, self.down_kernel, self.down_bias)
+    h = jax.nn.gelu(project(flat, self.up_kernel, self.up_bias), approximate=False)
+    flat = flat + project(h, self.down_kernel, self.down_bias)
     return _layer_norm(flat, self.mlp_norm[...], self.mlp_norm_bias[...], eps).reshape(x.shape)
 
 
-class BertEncoder(nnx.Module):
-  """A BERT that maps each text to one vector.
+class Bert(nnx.Module):
+  """A BERT.
 
   Args:
-    config: shape of the model and its pooling.
+    config: shape of the model.
     rngs: keys of the random first parameters, which are float32.
-    dtype: computation type. Parameters keep their own type and are cast where they are used; norms, softmax, pooling
-      and the vectors are float32 in any case.
+    dtype: computation type. Parameters keep their own type and are cast where they are used; norms and softmax are
+      float32 in any case.
+    remat: the backward pass computes each layer again in place of keeping what it needs.
 
   Example:
-    >>> encoder = BertEncoder(BertConfig.tiny(vocab_size=50), rngs=nnx.Rngs(0))
+    >>> bert = Bert(BertConfig.tiny(vocab_size=50), rngs=nnx.Rngs(0))
     >>> tokens = jnp.array([[2, 7, 3, 0]])
-    >>> encoder(tokens, tokens != 0).shape
-    (1, 128)
+    >>> bert(tokens, tokens != 0).shape
+    (1, 4, 128)
   """
 
-  def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+  def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: bool = False):
     width = config.hidden_size
 
     def table(rows: int, axis: str | None) -> nnx.Param[Array]:
@@ -140,6 +136,7 @@ class BertEncoder(nnx.Module):
 
     self.config = config
     self.dtype = jnp.dtype(dtype)
+    self.remat = remat
     self.word_embedding = table(config.vocab_size, "vocab")
     self.position_embedding = table(config.max_positions, "positions")
     self.type_embedding = table(config.type_vocab_size, None)
@@ -151,7 +148,7 @@ class BertEncoder(nnx.Module):
     self.pooler_kernel = nnx.Variable(jnp.zeros((width, width)), logical_axes=("embed", None)) if pooler else None
     self.pooler_bias = nnx.Variable(jnp.zeros(width), logical_axes=("norm",)) if pooler else None
 
-  def hidden_states(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N T D"]:
+  def __call__(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N T D"]:
     """Hidden states of the last layer, in the computation type.
 
     Args:
@@ -161,40 +158,25 @@ class BertEncoder(nnx.Module):
     Raises:
       ValueError: more tokens than there are positions.
     """
-    num_tokens = tokens.shape[1]
-    if num_tokens > self.config.max_positions:
-      raise ValueError(f"{num_tokens} tokens, but the encoder has {self.config.max_positions} positions")
-    x = self.word_embedding[...][tokens].astype(jnp.float32)
-    x = x + self.position_embedding[...][:num_tokens].astype(jnp.float32) + self.type_embedding[...][0]
-    x = _layer_norm(x, self.embedding_norm[...], self.embedding_norm_bias[...], self.config.layer_norm_eps)
-    keys = jnp.broadcast_to(mask.astype(bool)[:, None, None, :], (len(tokens), 1, num_tokens, num_tokens))
-    x, _ = jax.lax.scan(lambda x, layer: (layer(x, keys), None), x.astype(self.dtype), self.layers)
-    return x
-
-  def __call__(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N E"]:
-    """One float32 vector per row; a row without a real token gives a finite one, without gradients that are not.
-
-    Args:
-      tokens: token ids.
-      mask: True for real tokens.
-
-    Raises:
-      ValueError: more tokens than there are positions.
-    """
-    hidden = self.hidden_states(tokens, mask).astype(jnp.float32)
-    if self.config.pooling == "cls":
-      pooled = hidden[:, 0]
+    config, num_tokens = self.config, tokens.shape[1]
+    if num_tokens > config.longest_row:
+      raise ValueError(f"{num_tokens} tokens, but the encoder has positions for {config.longest_row}")
+    mask = mask.astype(bool)
+    table = self.position_embedding[...]
+    if config.padding_position is None:
+      places = table[:num_tokens]
     else:
-      weights = mask.astype(jnp.float32)[..., None]
-      pooled = jnp.sum(hidden * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
-    if self.config.normalize:
-      # The maximum stands inside the root: the gradient of a norm at 0 would be NaN.
-      pooled = pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True), 1e-24))
-    return pooled
+      places = table[jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32), 0) + config.padding_position]
+    x = self.word_embedding[...][tokens].astype(jnp.float32)
+    x = x + places.astype(jnp.float32) + self.type_embedding[...][0]
+    x = _layer_norm(x, self.embedding_norm[...], self.embedding_norm_bias[...], config.layer_norm_eps)
+    keys = jnp.broadcast_to(mask[:, None, None, :], (len(tokens), 1, num_tokens, num_tokens))
 
+    def layer_step(x: Array, layer: BertLayer) -> tuple[Array, None]:
+      return layer(x, keys), None
 
-def _dense(x: Float[Array, "NT i"], kernel: nnx.Param[Array], bias: nnx.Param[Array]) -> Float[Array, "NT o"]:
-  return x @ kernel[...].astype(x.dtype) + bias[...].astype(x.dtype)
+    step = jax.checkpoint(layer_step) if self.remat else layer_step
+    return jax.lax.scan(step, x.astype(self.dtype), self.layers)[0]
 
 
 def _layer_norm(

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from radit_jax.errors import UserError
-from radit_jax.models.bert import BertEncoder
+from radit_jax.models.encoder import TextEncoder
 
 
 class Encoder(Protocol):
@@ -44,8 +44,8 @@ class DualEncoder(nnx.Module):
     Lin et al., RA-DIT, eq. (1).
   """
 
-  def __init__(self, query_encoder: BertEncoder, passage_encoder: BertEncoder, score_temperature: float):
-    widths = query_encoder.config.hidden_size, passage_encoder.config.hidden_size
+  def __init__(self, query_encoder: TextEncoder, passage_encoder: TextEncoder, score_temperature: float):
+    widths = query_encoder.dimensions, passage_encoder.dimensions
     if widths[0] != widths[1]:
       raise UserError(f"query encoder of width {widths[0]}, passage encoder of width {widths[1]}: they must agree")
     if not score_temperature > 0:

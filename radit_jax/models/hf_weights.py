@@ -1,112 +1,187 @@
 """Which parameter lies under which name in Hugging Face files, and the way of the numbers between the two."""
 
 import dataclasses
+import itertools
 import pathlib
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike
 
 from radit_jax.errors import UserError
-from radit_jax.models.bert import BertEncoder
-from radit_jax.models.llama import Llama
+from radit_jax.models.bert import Bert
+from radit_jax.models.decoder import Decoder
 from radit_jax.models.safetensors_files import StoredTensor
 from radit_jax.sharding import parameter_shardings
 
 _FLOATS = ("float32", "bfloat16", "float16")
+Body = Decoder | Bert
+Index = tuple[slice, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class Place:
   """Where one parameter lies in the files.
 
   Attributes:
     parameter: dotted path of the Variable in the module.
     name: name in the files, with "{}" for the layer of a stacked parameter.
     transposed: files hold [out, in], the module [in, out].
+    rows: first and last + 1 of the file's rows that are this parameter's, where several share a tensor.
+    first_layer: layers before it have no such tensor, and ones in the module.
   """
 
   parameter: str
   name: str
   transposed: bool = False
+  rows: tuple[int, int] | None = None
+  first_layer: int = 0
 
   @property
   def stacked(self) -> bool:
     return "{}" in self.name
 
 
-_LLAMA = (
-  _Place("embedding", "model.embed_tokens.weight"),
-  _Place("final_norm", "model.norm.weight"),
-  _Place("layers.attention_norm", "model.layers.{}.input_layernorm.weight"),
-  _Place("layers.q_kernel", "model.layers.{}.self_attn.q_proj.weight", True),
-  _Place("layers.k_kernel", "model.layers.{}.self_attn.k_proj.weight", True),
-  _Place("layers.v_kernel", "model.layers.{}.self_attn.v_proj.weight", True),
-  _Place("layers.o_kernel", "model.layers.{}.self_attn.o_proj.weight", True),
-  _Place("layers.mlp_norm", "model.layers.{}.post_attention_layernorm.weight"),
-  _Place("layers.gate_kernel", "model.layers.{}.mlp.gate_proj.weight", True),
-  _Place("layers.up_kernel", "model.layers.{}.mlp.up_proj.weight", True),
-  _Place("layers.down_kernel", "model.layers.{}.mlp.down_proj.weight", True),
-)
-_LLAMA_HEAD = (_Place("head", "lm_head.weight", True),)
+def places(body: Body) -> tuple[Place, ...]:
+  """Every parameter of a body, in the names of its family; a name's several places stand in the order of their rows."""
+  source = body.config.source
+  if isinstance(body, Bert):
+    return _bert_places(body, source.prefix if source else "")
+  prefix = source.prefix if source else "model."
+  return _decoder_places(body, prefix) if body.config.causal else _modernbert_places(body, prefix)
 
-_BERT = (
-  _Place("word_embedding", "embeddings.word_embeddings.weight"),
-  _Place("position_embedding", "embeddings.position_embeddings.weight"),
-  _Place("type_embedding", "embeddings.token_type_embeddings.weight"),
-  _Place("embedding_norm", "embeddings.LayerNorm.weight"),
-  _Place("embedding_norm_bias", "embeddings.LayerNorm.bias"),
-  _Place("layers.q_kernel", "encoder.layer.{}.attention.self.query.weight", True),
-  _Place("layers.q_bias", "encoder.layer.{}.attention.self.query.bias"),
-  _Place("layers.k_kernel", "encoder.layer.{}.attention.self.key.weight", True),
-  _Place("layers.k_bias", "encoder.layer.{}.attention.self.key.bias"),
-  _Place("layers.v_kernel", "encoder.layer.{}.attention.self.value.weight", True),
-  _Place("layers.v_bias", "encoder.layer.{}.attention.self.value.bias"),
-  _Place("layers.o_kernel", "encoder.layer.{}.attention.output.dense.weight", True),
-  _Place("layers.o_bias", "encoder.layer.{}.attention.output.dense.bias"),
-  _Place("layers.attention_norm", "encoder.layer.{}.attention.output.LayerNorm.weight"),
-  _Place("layers.attention_norm_bias", "encoder.layer.{}.attention.output.LayerNorm.bias"),
-  _Place("layers.up_kernel", "encoder.layer.{}.intermediate.dense.weight", True),
-  _Place("layers.up_bias", "encoder.layer.{}.intermediate.dense.bias"),
-  _Place("layers.down_kernel", "encoder.layer.{}.output.dense.weight", True),
-  _Place("layers.down_bias", "encoder.layer.{}.output.dense.bias"),
-  _Place("layers.mlp_norm", "encoder.layer.{}.output.LayerNorm.weight"),
-  _Place("layers.mlp_norm_bias", "encoder.layer.{}.output.LayerNorm.bias"),
-)
-_BERT_POOLER = (
-  _Place("pooler_kernel", "pooler.dense.weight", True),
-  _Place("pooler_bias", "pooler.dense.bias"),
-)
+
+def _decoder_places(body: Decoder, prefix: str) -> tuple[Place, ...]:
+  config, layer = body.config, prefix + "layers.{}."
+  fused = config.source is not None and '"phi3"' in config.source.config
+  q, kv, hidden = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.intermediate_size
+
+  def kernel(name: str, file: str) -> Place:
+    return Place(f"layers.{name}_kernel", f"{layer}{file}.weight", True)
+
+  def parts(file: str, sizes: dict[str, int]) -> list[Place]:
+    ends = list(itertools.accumulate(sizes.values()))
+    return [
+      Place(f"layers.{name}_kernel", f"{layer}{file}.weight", True, (end - size, end))
+      for (name, size), end in zip(sizes.items(), ends, strict=True)
+    ]
+
+  if fused:
+    kernels = [
+      *parts("self_attn.qkv_proj", {"q": q, "k": kv, "v": kv}),
+      *parts("mlp.gate_up_proj", {"gate": hidden, "up": hidden}),
+    ]
+  else:
+    kernels = [kernel(n, f"self_attn.{n}_proj") for n in "qkv"] + [kernel(n, f"mlp.{n}_proj") for n in ("gate", "up")]
+  after = "post_attention_layernorm" if not config.post_norms else "pre_feedforward_layernorm"
+  found = [
+    Place("embedding", f"{prefix}embed_tokens.weight"),
+    Place("final_norm", f"{prefix}norm.weight"),
+    Place("layers.attention_norm", f"{layer}input_layernorm.weight"),
+    *kernels,
+    kernel("o", "self_attn.o_proj"),
+    Place("layers.mlp_norm", f"{layer}{after}.weight"),
+    kernel("down", "mlp.down_proj"),
+  ]
+  if config.qkv_bias:
+    found += [Place(f"layers.{n}_bias", f"{layer}self_attn.{n}_proj.bias") for n in "qkv"]
+  if config.o_bias:
+    found.append(Place("layers.o_bias", f"{layer}self_attn.o_proj.bias"))
+  if config.qk_norm:
+    found += [Place(f"layers.{n}_norm", f"{layer}self_attn.{n}_norm.weight") for n in "qk"]
+  if config.post_norms:
+    found.append(Place("layers.attention_out_norm", f"{layer}post_attention_layernorm.weight"))
+    found.append(Place("layers.mlp_out_norm", f"{layer}post_feedforward_layernorm.weight"))
+  if body.head is not None:
+    found.append(Place("head", "lm_head.weight", True))
+  return tuple(found)
+
+
+def _modernbert_places(body: Decoder, prefix: str) -> tuple[Place, ...]:
+  layer, width, hidden = prefix + "layers.{}.", body.config.hidden_size, body.config.intermediate_size
+  return (
+    Place("embedding", f"{prefix}embeddings.tok_embeddings.weight"),
+    Place("embedding_norm", f"{prefix}embeddings.norm.weight"),
+    Place("final_norm", f"{prefix}final_norm.weight"),
+    Place("layers.attention_norm", f"{layer}attn_norm.weight", first_layer=1),
+    *(
+      Place(f"layers.{n}_kernel", f"{layer}attn.Wqkv.weight", True, (i * width, (i + 1) * width))
+      for i, n in enumerate("qkv")
+    ),
+    Place("layers.o_kernel", f"{layer}attn.Wo.weight", True),
+    Place("layers.mlp_norm", f"{layer}mlp_norm.weight"),
+    Place("layers.gate_kernel", f"{layer}mlp.Wi.weight", True, (0, hidden)),
+    Place("layers.up_kernel", f"{layer}mlp.Wi.weight", True, (hidden, 2 * hidden)),
+    Place("layers.down_kernel", f"{layer}mlp.Wo.weight", True),
+  )
+
+
+_BERT_DENSE = {
+  "q": "attention.self.query",
+  "k": "attention.self.key",
+  "v": "attention.self.value",
+  "o": "attention.output.dense",
+  "up": "intermediate.dense",
+  "down": "output.dense",
+}
+
+
+def _bert_places(body: Bert, prefix: str) -> tuple[Place, ...]:
+  layer = prefix + "encoder.layer.{}."
+  found = [
+    Place("word_embedding", f"{prefix}embeddings.word_embeddings.weight"),
+    Place("position_embedding", f"{prefix}embeddings.position_embeddings.weight"),
+    Place("type_embedding", f"{prefix}embeddings.token_type_embeddings.weight"),
+    Place("embedding_norm", f"{prefix}embeddings.LayerNorm.weight"),
+    Place("embedding_norm_bias", f"{prefix}embeddings.LayerNorm.bias"),
+  ]
+  for name, file in _BERT_DENSE.items():
+    found.append(Place(f"layers.{name}_kernel", f"{layer}{file}.weight", True))
+    found.append(Place(f"layers.{name}_bias", f"{layer}{file}.bias"))
+  for name, file in (("attention_norm", "attention.output.LayerNorm"), ("mlp_norm", "output.LayerNorm")):
+    found.append(Place(f"layers.{name}", f"{layer}{file}.weight"))
+    found.append(Place(f"layers.{name}_bias", f"{layer}{file}.bias"))
+  if body.config.pooler:
+    found.append(Place("pooler_kernel", f"{prefix}pooler.dense.weight", True))
+    found.append(Place("pooler_bias", f"{prefix}pooler.dense.bias"))
+  return tuple(found)
 
 
 def fill(
-  module: Llama | BertEncoder,
+  body: Body,
   tensors: dict[str, StoredTensor],
   path: pathlib.Path,
   mesh: jax.sharding.Mesh | None,
+  param_dtype: DTypeLike | None,
 ) -> None:
   """Puts the files' tensors into a module of shapes; everything is checked before the first byte is read.
 
+  Each device's own slice is read from the files and put there before the next one is read, so the host never holds
+  more than the model and one slice.
+
   Args:
-    module: made under `nnx.eval_shape`; its Variables get arrays of the files' types.
+    body: made under `nnx.eval_shape`; its Variables get arrays.
     tensors: all tensors of the directory.
     path: the directory, for messages.
     mesh: parameters are placed on it as the sharding table says.
+    param_dtype: type of the parameters; None for the files' own.
 
   Raises:
     UserError: tensors missing, unknown, misshapen, or of a type that is no float; dimensions the mesh does not divide.
   """
-  places = _places(module)
-  names: dict[_Place, list[str]] = {}
+  found = places(body)
   expected: dict[str, tuple[int, ...]] = {}
-  for place in places:
-    shape = _variable(module, place).shape
-    names[place] = [place.name.format(i) for i in range(shape[0])] if place.stacked else [place.name]
+  for place in found:
+    shape = _variable(body, place).shape
     one = shape[1:] if place.stacked else shape
-    expected |= dict.fromkeys(names[place], one[::-1] if place.transposed else one)
+    one = one[::-1] if place.transposed else one
+    for name in _names(place, shape):
+      rows = expected[name][0] if name in expected else 0
+      expected[name] = one if place.rows is None else (rows + one[0], *one[1:])
   for kind, wrong in (
     ("missing", sorted(expected.keys() - tensors.keys())),
     ("not part of the model that config.json describes", sorted(tensors.keys() - expected.keys())),
@@ -120,36 +195,120 @@ def fill(
     if tensors[name].dtype.name not in _FLOATS:
       raise UserError(f"{path}: {name} is {tensors[name].dtype.name}; supported are {', '.join(_FLOATS)}")
 
-  shardings = None if mesh is None else parameter_shardings(module, mesh)
-  for place in places:
-    variable = _variable(module, place)
-    sources = [tensors[name] for name in names[place]]
-    dtype = jnp.result_type(*(s.dtype for s in sources))
-    # One copy on the host per parameter, never a second of the whole model; and no view of the file outlives it.
-    value = np.empty(variable.shape, dtype)
-    for target, source in zip(value if place.stacked else [value], sources, strict=True):
-      target[...] = source.read().T if place.transposed else source.read()
-    sharding = None if shardings is None else _variable(shardings, place).get_value()
-    variable.set_value(jax.device_put(value, sharding))
+  shardings = None if mesh is None else parameter_shardings(body, mesh)
+  for place in found:
+    variable = _variable(body, place)
+    sources = [tensors[name] for name in _names(place, variable.shape)]
+    dtype = np.dtype(param_dtype) if param_dtype is not None else jnp.result_type(*(s.dtype for s in sources))
+    read = _reader(place, sources, dtype, variable.shape)
+    if shardings is None:
+      variable.set_value(jax.device_put(read(tuple(slice(None) for _ in variable.shape))))
+    else:
+      variable.set_value(_by_shards(read, variable.shape, cast(Any, _variable(shardings, place).get_value())))
 
 
-def named_tensors(module: Llama | BertEncoder) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-  """Parameters under their names in the files, as views in the files' layout."""
-  out = {}
-  for place in _places(module):
-    value = np.asarray(_variable(module, place)[...])
-    for i, one in enumerate(value if place.stacked else [value]):
-      out[place.name.format(i)] = one.T if place.transposed else one
-  return out
+def _names(place: Place, shape: tuple[int, ...]) -> list[str]:
+  """Names in the files of one parameter, by layer."""
+  if not place.stacked:
+    return [place.name]
+  return [place.name.format(i) for i in range(place.first_layer, shape[0])]
 
 
-def _places(module: Llama | BertEncoder) -> tuple[_Place, ...]:
-  if isinstance(module, Llama):
-    return _LLAMA if module.head is None else _LLAMA + _LLAMA_HEAD
-  return _BERT + _BERT_POOLER if module.config.pooler else _BERT
+def _reader(
+  place: Place, sources: list[StoredTensor], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Callable[[Index], np.ndarray[Any, np.dtype[Any]]]:
+  """Reads any slice of a parameter, and only that; no view of a file outlives it."""
+
+  def read(index: Index) -> np.ndarray[Any, np.dtype[Any]]:
+    spans = [s.indices(size) for s, size in zip(index, shape, strict=True)]
+    out = np.ones([stop - start for start, stop, _ in spans], dtype)
+    layers = range(*spans[0]) if place.stacked else [0]
+    for target, layer in zip(out if place.stacked else [out], layers, strict=True):
+      if layer < place.first_layer:
+        continue
+      inner = [slice(start, stop) for start, stop, _ in (spans[1:] if place.stacked else spans)]
+      if place.transposed:
+        inner.reverse()
+      if place.rows is not None:
+        inner[0] = slice(inner[0].start + place.rows[0], inner[0].stop + place.rows[0])
+      stored = sources[layer - place.first_layer].read()[tuple(inner)]
+      target[...] = stored.T if place.transposed else stored
+    return out
+
+  return read
 
 
-def _variable(module: Any, place: _Place) -> nnx.Variable[Array]:
+def _by_shards(
+  read: Callable[[Index], np.ndarray[Any, np.dtype[Any]]], shape: tuple[int, ...], sharding: jax.sharding.NamedSharding
+) -> jax.Array:
+  """One array over a mesh, its slices put on their devices one after the other.
+
+  `jax.make_array_from_callback` would hold all slices of the array on the host at once.
+  """
+  shards = []
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    shards.append(jax.device_put(read(cast(Index, index)), device).block_until_ready())
+  return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedTensor:
+  """A tensor as a file wants it, fetched from the devices when it is read.
+
+  Attributes:
+    dtype: its type.
+    shape: its shape in the file.
+    read: the values.
+  """
+
+  dtype: np.dtype[Any]
+  shape: tuple[int, ...]
+  read: Callable[[], np.ndarray[Any, np.dtype[Any]]]
+
+
+def named_tensors(body: Body, dtype: DTypeLike | None = None) -> dict[str, NamedTensor]:
+  """Parameters under their names in the files, one layer of one parameter on the host at a time.
+
+  Args:
+    body: the model.
+    dtype: type in the files; None for the parameters' own.
+  """
+  shares: dict[str, list[tuple[Place, int]]] = {}
+  for place in places(body):
+    for i, name in enumerate(_names(place, _variable(body, place).shape)):
+      shares.setdefault(name, []).append((place, i + place.first_layer))
+  found = dict(_named(body, name, parts, dtype) for name, parts in shares.items())
+  if body.config.source is not None and body.config.source.tied_head:
+    found["lm_head.weight"] = found[f"{body.config.source.prefix}embed_tokens.weight"]
+  return found
+
+
+def _named(body: Body, name: str, parts: list[tuple[Place, int]], dtype: DTypeLike | None) -> tuple[str, NamedTensor]:
+  variables = [_variable(body, place) for place, _ in parts]
+  shapes = []
+  for (place, _), variable in zip(parts, variables, strict=True):
+    shape = variable.shape[1:] if place.stacked else variable.shape
+    shapes.append(shape[::-1] if place.transposed else shape)
+  to = np.dtype(variables[0][...].dtype if dtype is None else dtype)
+
+  def read() -> np.ndarray[Any, np.dtype[Any]]:
+    pieces = []
+    for (place, layer), variable in zip(parts, variables, strict=True):
+      value = np.asarray(variable[...][layer] if place.stacked else variable[...]).astype(to, copy=False)
+      pieces.append(value.T if place.transposed else value)
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+  return name, NamedTensor(to, (sum(s[0] for s in shapes), *shapes[0][1:]), read)
+
+
+def _variable(module: Any, place: Place) -> nnx.Variable[Array]:
   for name in place.parameter.split("."):
     module = getattr(module, name)
   return module
+
+
+def kernel_names(body: Body) -> Iterator[tuple[str, str]]:
+  """``(parameter, module name in the files with "{}" for the layer)`` of every kernel that has a tensor of its own."""
+  for place in places(body):
+    if place.parameter.endswith("_kernel") and place.stacked and place.rows is None:
+      yield place.parameter, place.name.removesuffix(".weight")

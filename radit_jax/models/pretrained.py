@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +11,29 @@ import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
+from radit_jax.config import EmbeddingOptions
 from radit_jax.errors import UserError
 from radit_jax.files import atomic_directory, fingerprint_directory
 from radit_jax.models import hf_config, hf_weights, safetensors_files, sentence_files
-from radit_jax.models.bert import BertEncoder
+from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.decoder import Decoder
 from radit_jax.models.dual_encoder import DualEncoder, default_temperature
-from radit_jax.models.llama import Llama
+from radit_jax.models.encoder import TextEncoder
 from radit_jax.models.sentence_files import encoder_temperature
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
+
+HEAD = "lm_head.weight"
+#: Heads of other tasks beside a transformer whose names have a prefix: no encoder reads them.
+_HEADS_BESIDE = ("cls.", "lm_head.", "head.", "decoder.")
 
 __all__ = [
   "encoder_temperature",
   "fingerprint",
   "load_dual_encoder",
   "load_encoder",
+  "load_end_ids",
   "load_generator",
   "load_tokenizer",
   "passage_encoder_of",
@@ -36,57 +43,110 @@ __all__ = [
 
 
 def load_generator(
-  path: str | os.PathLike[str], *, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike | None = None
-) -> Llama:
-  """Loads a Llama-family decoder.
+  path: str | os.PathLike[str],
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+  dtype: DTypeLike | None = None,
+  param_dtype: DTypeLike | None = None,
+  remat: bool = False,
+) -> Decoder:
+  """Loads a decoder-only language model: Llama 1-3, Mistral, Qwen 2, 2.5 and 3, Gemma 2 and 3 (text), Phi-3.
 
   Args:
     path: Hugging Face directory with `config.json` and safetensors, in one file or in shards.
-    mesh: parameters are placed on it as the sharding table says.
-    dtype: computation type, default float32. Parameters keep the type they have in the files.
+    mesh: parameters are placed on it as the sharding table says, each device's slice read by itself.
+    dtype: computation type, default float32.
+    param_dtype: type of the parameters, default the one they have in the files.
+    remat: see :class:`radit_jax.models.decoder.Decoder`.
 
   Raises:
     UserError: another architecture, a feature that is not supported, tensors missing, unknown or misshapen.
   """
   root = pathlib.Path(path)
-  config = hf_config.read_llama_config(root)
-  tensors = safetensors_files.read_directory(root)
-  # Buffers that older versions of transformers saved, and a head that repeats the embedding it is tied to.
-  tensors = {name: t for name, t in tensors.items() if not name.endswith(".rotary_emb.inv_freq")}
-  if config.tie_word_embeddings and "lm_head.weight" in tensors:
-    head, embedding = tensors.pop("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+  config = hf_config.read_generator_config(root)
+  tensors = _tensors(root)
+  tied_head = config.tie_word_embeddings and HEAD in tensors
+  if tied_head:  # some files repeat the embedding as the head it is tied to
+    head, embedding = tensors.pop(HEAD), tensors.get("model.embed_tokens.weight")
     if embedding is None or head.shape != embedding.shape or not np.array_equal(head.read(), embedding.read()):
-      raise UserError(
-        f"{head.file}: lm_head.weight differs from the embedding, but config.json has tie_word_embeddings true"
-      )
-  generator = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), dtype=jnp.float32 if dtype is None else dtype))
-  hf_weights.fill(generator, tensors, root, mesh)
-  return generator
+      raise UserError(f"{head.file}: {HEAD} differs from the embedding, but config.json has tie_word_embeddings true")
+  return _filled(Decoder, config, tensors, root, mesh, dtype, param_dtype, remat, "model.", tied_head)
 
 
 def load_encoder(
-  path: str | os.PathLike[str], *, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike | None = None
-) -> BertEncoder:
-  """Loads a BERT encoder with its pooling.
+  path: str | os.PathLike[str],
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+  dtype: DTypeLike | None = None,
+  param_dtype: DTypeLike | None = None,
+  remat: bool = False,
+  options: EmbeddingOptions = EmbeddingOptions(),
+) -> TextEncoder:
+  """Loads an encoder with its pooling: the BERT and RoBERTa families, DPR, ModernBERT, and any decoder.
 
   Args:
-    path: sentence-transformers directory; or a plain Hugging Face directory with a `radit.json` that says
-      ``{"pooling": "cls" or "mean", "normalize": true or false}``.
+    path: sentence-transformers directory, or a plain Hugging Face directory.
     mesh: parameters are placed on it as the sharding table says.
-    dtype: computation type, default float32. Parameters keep the type they have in the files.
+    dtype: computation type, default float32.
+    param_dtype: type of the parameters, default the one they have in the files.
+    remat: see :class:`radit_jax.models.decoder.Decoder`.
+    options: pooling, prompts and limits that the files do not say; a `radit.json` in the directory may say them too.
 
   Raises:
     UserError: another architecture, an unsupported feature or pooling, no word on the pooling, tensors missing,
       unknown or misshapen.
   """
   model = sentence_files.model_directory(path)
-  config = hf_config.read_bert_config(path)
-  tensors = safetensors_files.read_directory(model)
-  tensors.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a buffer that older versions of transformers saved
-  config = dataclasses.replace(config, pooler="pooler.dense.weight" in tensors)
-  encoder = nnx.eval_shape(lambda: BertEncoder(config, rngs=nnx.Rngs(0), dtype=jnp.float32 if dtype is None else dtype))
-  hf_weights.fill(encoder, tensors, model, mesh)
-  return encoder
+  config = hf_config.read_encoder_config(model)
+  tensors = _tensors(model)
+  kind: type[Bert | Decoder]
+  if isinstance(config, BertConfig):
+    kind, first, longest = Bert, "embeddings.word_embeddings.weight", config.longest_row
+  else:
+    first = "embed_tokens.weight" if config.causal else "embeddings.tok_embeddings.weight"
+    kind, longest = Decoder, config.max_positions
+    config = dataclasses.replace(config, tie_word_embeddings=True)  # nobody reads its logits
+  embedding = sentence_files.read_embedding_config(pathlib.Path(path), longest, options)
+  prefixes = [name.removesuffix(first) for name in tensors if name.endswith(first)]
+  prefix = prefixes[0] if len(prefixes) == 1 else ""
+  tensors = {
+    name: t for name, t in tensors.items() if not name.startswith(_HEADS_BESIDE) or name.startswith(prefix or " ")
+  }
+  if isinstance(config, BertConfig):
+    config = dataclasses.replace(config, pooler=f"{prefix}pooler.dense.weight" in tensors)
+    if prefix.endswith("bert_model."):  # DPR is a BERT in a wrapper that sentence-transformers cannot load: unwrapped
+      tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+      config, prefix = dataclasses.replace(config, source=None), ""
+  body = _filled(kind, config, tensors, model, mesh, dtype, param_dtype, remat, prefix, False)
+  return TextEncoder(body, embedding)
+
+
+def _tensors(root: pathlib.Path) -> dict[str, safetensors_files.StoredTensor]:
+  """All tensors but the buffers that older versions of transformers saved: positions 0, 1, 2, ... and frequencies."""
+  buffers = ("embeddings.position_ids", ".rotary_emb.inv_freq")
+  return {n: t for n, t in safetensors_files.read_directory(root).items() if not n.endswith(buffers)}
+
+
+def _filled(
+  kind: Any,
+  config: Any,
+  tensors: dict[str, safetensors_files.StoredTensor],
+  root: pathlib.Path,
+  mesh: jax.sharding.Mesh | None,
+  dtype: DTypeLike | None,
+  param_dtype: DTypeLike | None,
+  remat: bool,
+  prefix: str,
+  tied_head: bool,
+) -> Any:
+  """A body with the files' tensors."""
+  if config.source is not None:
+    source = dataclasses.replace(config.source, prefix=prefix, tied_head=tied_head)
+    config = dataclasses.replace(config, source=source)
+  computation = jnp.float32 if dtype is None else dtype
+  body = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), dtype=computation, remat=remat))
+  hf_weights.fill(body, tensors, root, mesh, param_dtype)
+  return body
 
 
 def load_dual_encoder(
@@ -95,6 +155,7 @@ def load_dual_encoder(
   *,
   mesh: jax.sharding.Mesh | None = None,
   dtype: DTypeLike | None = None,
+  options: EmbeddingOptions = EmbeddingOptions(),
 ) -> DualEncoder:
   """Loads a retriever; its score temperature is the query encoder's.
 
@@ -103,16 +164,17 @@ def load_dual_encoder(
     passage_path: directory of the passage encoder; without one the query encoder's weights are copied.
     mesh: parameters are placed on it as the sharding table says.
     dtype: computation type, default float32.
+    options: see :func:`load_encoder`; for both.
 
   Raises:
     UserError: see :func:`load_encoder`; or encoders of different widths.
   """
-  query = load_encoder(query_path, mesh=mesh, dtype=dtype)
+  query = load_encoder(query_path, mesh=mesh, dtype=dtype, options=options)
   if passage_path is None:
     passage = jax.tree.map(jnp.copy, query)
   else:
-    passage = load_encoder(passage_path, mesh=mesh, dtype=dtype)
-  return DualEncoder(query, passage, encoder_temperature(query_path))
+    passage = load_encoder(passage_path, mesh=mesh, dtype=dtype, options=options)
+  return DualEncoder(query, passage, encoder_temperature(query_path, options))
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
@@ -143,55 +205,95 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
   return tokenizer
 
 
-def save_generator(generator: Llama, tokenizer: "PreTrainedTokenizerBase", path: str | os.PathLike[str]) -> None:
-  """Writes a Hugging Face directory, whole or not at all; weights keep their type.
+def load_end_ids(path: str | os.PathLike[str]) -> tuple[int, ...]:
+  """Every token id that ends a model's answers, by its `generation_config.json`, else its `config.json`.
+
+  Raises:
+    UserError: a file whose eos_token_id is neither a whole number nor a list of them.
+  """
+  root = pathlib.Path(path)
+  for file in (root / "generation_config.json", root / "config.json"):
+    value = sentence_files.read_object(file).get("eos_token_id") if file.exists() else None
+    if value is not None:
+      ids = value if isinstance(value, list) else [value]
+      if not all(type(i) is int and i >= 0 for i in ids):
+        raise UserError(f"{file}: eos_token_id = {value!r}: must be a token id or a list of them")
+      return tuple(ids)
+  return ()
+
+
+def save_generator(
+  generator: Decoder,
+  tokenizer: "PreTrainedTokenizerBase",
+  path: str | os.PathLike[str],
+  *,
+  dtype: DTypeLike | None = None,
+) -> None:
+  """Writes a Hugging Face directory, whole or not at all.
+
+  Args:
+    generator: the model. One that was loaded keeps its own `config.json` and `generation_config.json`.
+    tokenizer: its tokenizer.
+    path: the directory.
+    dtype: type of the weights in the files; None for the parameters' own.
 
   Raises:
     UserError: the tokenizer has more ids than the embedding has rows.
   """
   _check_vocabulary(tokenizer, generator.config.vocab_size, path)
-  token_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-  dtype = generator.embedding[...].dtype.name
   with atomic_directory(path) as d:
-    safetensors_files.write_file(d / safetensors_files.SINGLE, hf_weights.named_tensors(generator))
-    tokenizer.save_pretrained(d)
-    hf_config.write_llama_config(d, generator.config, dtype=dtype, token_ids=token_ids)
+    _write_body(d, generator, tokenizer, dtype)
 
 
 def save_encoder(
-  encoder: BertEncoder,
+  encoder: TextEncoder,
   tokenizer: "PreTrainedTokenizerBase",
   path: str | os.PathLike[str],
   *,
   score_temperature: float | None = None,
   passage_encoder: str | None = None,
+  recipe: dict[str, Any] | None = None,
+  dtype: DTypeLike | None = None,
 ) -> None:
-  """Writes a sentence-transformers directory, whole or not at all; weights keep their type.
+  """Writes a sentence-transformers directory, whole or not at all.
 
   Args:
-    encoder: the encoder.
+    encoder: the encoder. One that was loaded keeps its own `config.json`.
     tokenizer: its tokenizer.
     path: the directory.
     score_temperature: of the retriever it belongs to, kept in `radit.json`; by default what its normalisation implies.
     passage_encoder: for a tuned query encoder, fingerprint of the passage encoder it was tuned against, kept there too.
+    recipe: how it was made, kept there too.
+    dtype: type of the weights in the files; None for the parameters' own.
 
   Raises:
     UserError: the tokenizer has more ids than the embedding has rows.
   """
-  _check_vocabulary(tokenizer, encoder.config.vocab_size, path)
+  body = encoder.body
+  _check_vocabulary(tokenizer, body.config.vocab_size, path)
   if score_temperature is None:
     score_temperature = default_temperature(normalize=encoder.config.normalize)
   with atomic_directory(path) as d:
-    safetensors_files.write_file(d / safetensors_files.SINGLE, hf_weights.named_tensors(encoder))
-    tokenizer.save_pretrained(d)
-    hf_config.write_bert_config(
+    _write_body(d, body, tokenizer, dtype)
+    sentence_files.write(
       d,
       encoder.config,
-      dtype=encoder.word_embedding[...].dtype.name,
-      pad_token_id=tokenizer.pad_token_id,
+      body.config.hidden_size,
       score_temperature=score_temperature,
       passage_encoder=passage_encoder,
+      recipe=recipe,
     )
+
+
+def _write_body(
+  directory: pathlib.Path, body: hf_weights.Body, tokenizer: "PreTrainedTokenizerBase", dtype: DTypeLike | None
+) -> None:
+  """Weights, tokenizer and the `config.json` files of a transformer."""
+  tensors = hf_weights.named_tensors(body, dtype)
+  safetensors_files.write_directory(directory, tensors)
+  tokenizer.save_pretrained(directory)
+  token_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+  hf_config.write(directory, body.config, dtype=next(iter(tensors.values())).dtype.name, token_ids=token_ids)
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:

@@ -6,17 +6,19 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
 from radit_jax.errors import UserError
-from radit_jax.files import read_json
+from radit_jax.files import read_json, write_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+#: The size of shard that other tools write too.
+MAX_SHARD_BYTES = 5_000_000_000
 
 _DTYPES: dict[str, np.dtype[Any]] = {
   name: np.dtype(t)
@@ -39,6 +41,16 @@ _DTYPES: dict[str, np.dtype[Any]] = {
   }.items()
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class Readable(Protocol):
+  """A tensor whose values are fetched only when its turn comes."""
+
+  @property
+  def dtype(self) -> np.dtype[Any]: ...
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+  def read(self) -> np.ndarray[Any, np.dtype[Any]]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,26 +162,58 @@ def read_directory(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
   return tensors
 
 
-def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> None:
-  """Writes a safetensors file, one tensor at a time; a view costs no memory until its turn comes."""
+def write_directory(
+  directory: pathlib.Path, tensors: Mapping[str, Readable], *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+  """Writes one `model.safetensors`, or shards and their index where they would be more than ``max_shard_bytes``.
+
+  Args:
+    directory: where to; it must exist.
+    tensors: by name; one at a time is read.
+    max_shard_bytes: a larger tensor gets a shard of its own.
+  """
+  shards: list[dict[str, Readable]] = [{}]
+  room = max_shard_bytes
+  for name, tensor in tensors.items():
+    size = _num_bytes(tensor)
+    if size > room and shards[-1]:
+      shards.append({})
+      room = max_shard_bytes
+    shards[-1][name] = tensor
+    room -= size
+  if len(shards) == 1:
+    write_file(directory / SINGLE, shards[0])
+    return
+  weight_map: dict[str, str] = {}
+  for number, shard in enumerate(shards, 1):
+    file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    write_file(directory / file, shard)
+    weight_map |= dict.fromkeys(shard, file)
+  total = sum(map(_num_bytes, tensors.values()))
+  write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def write_file(file: pathlib.Path, tensors: Mapping[str, Readable]) -> None:
+  """Writes one safetensors file, one tensor at a time."""
   # Wider types first, as the format's own writer does: every tensor then starts on a multiple of its type's size.
   order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   at = 0
   for name in order:
     tensor = tensors[name]
-    header[name] = {
-      "dtype": _NAMES[tensor.dtype],
-      "shape": list(tensor.shape),
-      "data_offsets": [at, at + tensor.nbytes],
-    }
-    at += tensor.nbytes
+    end = at + _num_bytes(tensor)
+    header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+    at = end
   raw = json.dumps(header, separators=(",", ":")).encode()
   raw += b" " * (-len(raw) % 8)
   with file.open("wb") as f:
     f.write(len(raw).to_bytes(8, "little") + raw)
     for name in order:
-      f.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
+      f.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8).data)
+
+
+def _num_bytes(tensor: Readable) -> int:
+  return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

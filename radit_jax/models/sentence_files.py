@@ -2,15 +2,18 @@
 
 import os
 import pathlib
-from typing import Any, Literal, cast
+from typing import Any
 
+from radit_jax.config import EmbeddingOptions
 from radit_jax.errors import UserError
 from radit_jax.files import read_json, write_json
-from radit_jax.models.bert import BertConfig
 from radit_jax.models.dual_encoder import default_temperature
+from radit_jax.models.encoder import EmbeddingConfig
 
 RADIT = "radit.json"
-Pooling = Literal["cls", "mean"]
+PROMPTS = "config_sentence_transformers.json"
+#: Their names of poolings, and ours.
+_POOLINGS = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean", "lasttoken": "last"}
 
 
 def model_directory(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -22,50 +25,108 @@ def model_directory(path: str | os.PathLike[str]) -> pathlib.Path:
   return modules["Transformer"] if modules else root
 
 
-def read_pooling(root: pathlib.Path) -> tuple[Pooling, bool]:
-  """Pooling and whether vectors are normalised."""
-  stated, modules = _radit(root), _modules(root)
-  if not modules:
-    if stated.get("pooling") is None or stated.get("normalize") is None:
+def read_embedding_config(
+  root: pathlib.Path, longest_row: int, options: EmbeddingOptions = EmbeddingOptions()
+) -> EmbeddingConfig:
+  """How the hidden states of a directory's model become vectors.
+
+  Args:
+    root: the encoder's directory.
+    longest_row: tokens the model has positions for.
+    options: what the files leave open. Prompts, limits and dimensions given here take the place of the files'.
+
+  Raises:
+    UserError: no word on pooling or normalisation, or two words that differ; an unsupported pooling.
+  """
+  stated = _radit(root)
+  pooling, normalize = _read_pooling(root, stated, options)
+  prompts = _read_prompts(root)
+  model = model_directory(root)
+
+  def chosen(name: str, of_files: Any) -> Any:
+    return next((v for v in (getattr(options, name), stated.get(name)) if v is not None), of_files)
+
+  max_tokens = chosen("max_tokens", min(_read_max_tokens(model), longest_row))
+  if max_tokens > longest_row:
+    raise UserError(f"{root}: max_tokens {max_tokens}, but the model has positions for {longest_row}")
+  return EmbeddingConfig(
+    pooling=pooling,
+    normalize=normalize,
+    max_tokens=max_tokens,
+    query_prompt=chosen("query_prompt", prompts[0]),
+    passage_prompt=chosen("passage_prompt", prompts[1]),
+    dimensions=chosen("dimensions", None),
+  )
+
+
+def _read_pooling(root: pathlib.Path, stated: dict[str, Any], options: EmbeddingOptions) -> tuple[Any, bool]:
+  """Pooling and whether vectors are normalised: modules.json, radit.json and options, which must not differ."""
+  words = {root / RADIT: stated, "--embedding": {"pooling": options.pooling, "normalize": options.normalize}}
+  modules = _modules(root)
+  if modules:
+    file = modules["Pooling"] / "config.json"
+    config = read_object(file)
+    prefix = "pooling_mode_"
+    modes = [k.removeprefix(prefix) for k, v in config.items() if k.startswith(prefix) and v is True]
+    modes += [config["pooling_mode"]] if isinstance(config.get("pooling_mode"), str) else []
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+      raise UserError(f"{file}: pooling {' + '.join(modes) or 'none'} is not supported; cls, mean and last token are")
+    if config.get("include_prompt", True) is not True:
+      raise UserError(f"{file}: include_prompt = {config['include_prompt']!r} is not supported; true is")
+    words = {"modules.json": {"pooling": _POOLINGS[modes[0]], "normalize": "Normalize" in modules}, **words}
+  found = {}
+  for key in ("pooling", "normalize"):
+    said = {place: values[key] for place, values in words.items() if values.get(key) is not None}
+    if not said:
       raise UserError(
-        f"{root}: no modules.json, so nothing says how hidden states become one vector; "
-        f'write {{"pooling": "cls" or "mean", "normalize": true or false}} into {root / RADIT}'
+        f"{root}: no modules.json, so nothing says how hidden states become one vector; give --embedding.pooling cls, "
+        f"mean or last, and --embedding.normalize True or False (or pooling and normalize in {root / RADIT})"
       )
-    return stated["pooling"], stated["normalize"]
-  file = modules["Pooling"] / "config.json"
+    (first, value), *others = said.items()
+    for place, other in others:
+      if other != value:
+        raise UserError(f"{place}: {key} is {other!r}, but {first} says {value!r}; remove one of them")
+    found[key] = value
+  return found["pooling"], found["normalize"]
+
+
+def _read_prompts(root: pathlib.Path) -> tuple[str, str]:
+  """Prompts of questions and of passages, as sentence-transformers chooses them by name."""
+  file = root / PROMPTS
+  if not file.exists():
+    return "", ""
   config = read_object(file)
-  prefix = "pooling_mode_"
-  stated_modes = [k.removeprefix(prefix) for k, v in config.items() if k.startswith(prefix) and v is True]
-  modes = [m.removesuffix("_token").removesuffix("_tokens") for m in stated_modes]
-  modes += [config["pooling_mode"]] if isinstance(config.get("pooling_mode"), str) else []
-  if len(modes) != 1 or modes[0] not in ("cls", "mean"):
-    raise UserError(f"{file}: pooling {' + '.join(modes) or 'none'} is not supported; cls and mean are")
-  pooling, normalize = cast(Pooling, modes[0]), "Normalize" in modules
-  for key, value in (("pooling", pooling), ("normalize", normalize)):
-    if stated.get(key) not in (None, value):
-      raise UserError(f"{root / RADIT}: {key} is {stated[key]!r}, but modules.json says {value!r}; remove one of them")
-  return pooling, normalize
+  prompts = config.get("prompts") or {}
+  if not isinstance(prompts, dict) or not all(isinstance(v, str | None) for v in prompts.values()):
+    raise UserError(f"{file}: prompts must map names to texts")
+  default = prompts.get(config.get("default_prompt_name") or "") or ""
+  return tuple(
+    next((prompts[name] or "" for name in names if name in prompts), default)
+    for names in (("query",), ("document", "passage", "corpus"))
+  )  # type: ignore[return-value]
 
 
-def read_max_tokens(model: pathlib.Path, max_positions: int) -> int:
-  """Longest text: sentence_bert_config.json, else the tokenizer's own limit; never more than there are positions."""
+def _read_max_tokens(model: pathlib.Path) -> int:
+  """Longest text: sentence_bert_config.json, else the tokenizer's own limit."""
   for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
     if (model / name).exists():
       stated = read_object(model / name).get(key)
       if isinstance(stated, int | float) and stated > 0:  # no limit is written as the float 1e30
-        return int(min(stated, max_positions))
-  return max_positions
+        return int(min(stated, 2**31))
+  return 2**31
 
 
-def encoder_temperature(path: str | os.PathLike[str]) -> float:
+def encoder_temperature(path: str | os.PathLike[str], options: EmbeddingOptions = EmbeddingOptions()) -> float:
   """Score temperature of an encoder directory: `radit.json` if it says one, else by whether vectors are normalised.
 
   Raises:
     UserError: a temperature that is no number above 0, or no word on whether vectors are normalised.
   """
   root = pathlib.Path(path)
-  stated = _radit(root).get("score_temperature")
-  return float(stated) if stated is not None else default_temperature(normalize=read_pooling(root)[1])
+  stated = _radit(root)
+  if stated.get("score_temperature") is not None:
+    return float(stated["score_temperature"])
+  return default_temperature(normalize=_read_pooling(root, stated, options)[1])
 
 
 def passage_encoder_fingerprint(path: str | os.PathLike[str]) -> str | None:
@@ -73,8 +134,16 @@ def passage_encoder_fingerprint(path: str | os.PathLike[str]) -> str | None:
   return _radit(pathlib.Path(path)).get("passage_encoder")
 
 
-def write(path: pathlib.Path, config: BertConfig, *, score_temperature: float, passage_encoder: str | None) -> None:
-  """Writes everything but `config.json`, weights and tokenizer."""
+def write(
+  path: pathlib.Path,
+  config: EmbeddingConfig,
+  width: int,
+  *,
+  score_temperature: float,
+  passage_encoder: str | None,
+  recipe: dict[str, Any] | None,
+) -> None:
+  """Writes everything but `config.json`, weights and tokenizer; ``width`` is the transformer's."""
   modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * config.normalize
   write_json(
     path / "modules.json",
@@ -83,20 +152,38 @@ def write(path: pathlib.Path, config: BertConfig, *, score_temperature: float, p
       for i, (directory, name) in enumerate(modules)
     ],
   )
-  (path / "1_Pooling").mkdir()  # Normalize has nothing to say
+  (path / "1_Pooling").mkdir()
   write_json(
     path / "1_Pooling" / "config.json",
     {
-      "word_embedding_dimension": config.hidden_size,
+      "word_embedding_dimension": width,
       "pooling_mode_cls_token": config.pooling == "cls",
       "pooling_mode_mean_tokens": config.pooling == "mean",
       "pooling_mode_max_tokens": False,
       "pooling_mode_mean_sqrt_len_tokens": False,
+      "pooling_mode_lasttoken": config.pooling == "last",
+      "include_prompt": True,
     },
   )
+  if config.normalize:
+    (path / "2_Normalize").mkdir()
+    write_json(path / "2_Normalize" / "config.json", {})
   write_json(path / "sentence_bert_config.json", {"max_seq_length": config.max_tokens, "do_lower_case": False})
-  partner = {} if passage_encoder is None else {"passage_encoder": passage_encoder}
-  write_json(path / RADIT, {"score_temperature": score_temperature, **partner})
+  prompts = {"query": config.query_prompt, "document": config.passage_prompt}
+  write_json(
+    path / PROMPTS,
+    {
+      "prompts": prompts,
+      "default_prompt_name": None,
+      "similarity_fn_name": "cosine" if config.normalize else "dot",
+      **({} if config.dimensions is None else {"truncate_dim": config.dimensions}),
+    },
+  )
+  own: dict[str, Any] = {"score_temperature": score_temperature}
+  own |= {} if passage_encoder is None else {"passage_encoder": passage_encoder}
+  own |= {} if config.dimensions is None else {"dimensions": config.dimensions}
+  own |= {} if recipe is None else {"recipe": recipe}
+  write_json(path / RADIT, own)
 
 
 def read_object(file: pathlib.Path) -> dict[str, Any]:
@@ -138,14 +225,22 @@ def _radit(root: pathlib.Path) -> dict[str, Any]:
     if key == "score_temperature":
       good = type(value) in (int, float) and 0 < value < float("inf")
     elif key == "pooling":
-      good = value in ("cls", "mean")
+      good = value in ("cls", "mean", "last")
     elif key == "normalize":
       good = isinstance(value, bool)
     elif key == "passage_encoder":
       good = isinstance(value, str) and len(value) == 64
+    elif key in ("max_tokens", "dimensions"):
+      good = type(value) is int and value > 0
+    elif key in ("query_prompt", "passage_prompt"):
+      good = isinstance(value, str)
+    elif key == "recipe":
+      good = isinstance(value, dict)
     else:
-      known = "score_temperature, passage_encoder, pooling and normalize"
-      raise UserError(f"{file}: unknown field {key!r}; {known} are known")
+      known = (
+        "score_temperature, passage_encoder, pooling, normalize, max_tokens, dimensions, query_prompt, passage_prompt"
+      )
+      raise UserError(f"{file}: unknown field {key!r}; known are {known} and recipe")
     if not good:
       raise UserError(f"{file}: {key} = {value!r} is not possible")
   return stated

@@ -10,9 +10,10 @@ from flax import nnx
 
 from radit_jax.config import QuickstartConfig, RunConfig
 from radit_jax.data.batches import text_to_batch
-from radit_jax.models.bert import BertEncoder
+from radit_jax.models.bert import Bert
+from radit_jax.models.decoder import Decoder
 from radit_jax.models.dual_encoder import DualEncoder, default_temperature
-from radit_jax.models.llama import Llama
+from radit_jax.models.encoder import TextEncoder
 from radit_jax.models.pretrained import save_encoder, save_generator
 from radit_jax.progress import Progress, silent
 from radit_jax.quickstart import parts
@@ -88,7 +89,7 @@ def _make_generator(world: Any, seed: int, root: pathlib.Path, progress: Progres
     return _numbered(start, rows, lambda ids: text_to_batch(ids, parts.GENERATOR_TOKENS))
 
   trained = train(
-    Llama(parts.generator_config(len(tokenizer)), rngs=nnx.Rngs(seed)),
+    Decoder(parts.generator_config(len(tokenizer)), rngs=nnx.Rngs(seed)),
     ralt_objective,
     batches,
     total_steps=loop.steps or 1,
@@ -115,7 +116,7 @@ def _make_encoder(world: Any, seed: int, root: pathlib.Path, progress: Progress)
     return _numbered(start, rows, pairs)
 
   # One encoder for both sides: questions and passages are in one language, and half the weights learn in half the time.
-  shared = BertEncoder(config, rngs=nnx.Rngs(seed + 1))
+  shared = TextEncoder(Bert(config, rngs=nnx.Rngs(seed + 1)), parts.EMBEDDING)
   trained = train(
     shared,
     shared_pair_objective,
@@ -131,7 +132,7 @@ def _make_encoder(world: Any, seed: int, root: pathlib.Path, progress: Progress)
   save_encoder(trained.model, tokenizer, root / "encoder")
 
 
-def shared_pair_objective(encoder: BertEncoder, batch: PairBatch) -> tuple[Any, Any]:
+def shared_pair_objective(encoder: TextEncoder, batch: PairBatch) -> tuple[Any, Any]:
   """The contrastive warm start with one encoder on both sides."""
   return pair_objective(DualEncoder(encoder, encoder, default_temperature(normalize=encoder.config.normalize)), batch)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from radit_jax.config import LoopConfig, OptimizerConfig, PromptConfig, TuningConfig
 from radit_jax.models.bert import BertConfig
-from radit_jax.models.llama import LlamaConfig
+from radit_jax.models.decoder import DecoderConfig
+from radit_jax.models.encoder import EmbeddingConfig
 from radit_jax.quickstart.world import World, pretraining_texts, tokenizer_texts, warm_start_pairs
 
 PAD, BOS, EOS = 0, 1, 2
@@ -18,6 +19,8 @@ GENERATOR_LOOP = LoopConfig(steps=850, batch_size=48, log_every=20, evaluate_eve
 GENERATOR_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=50)
 ENCODER_LOOP = LoopConfig(steps=400, batch_size=64, log_every=20, evaluate_every=400)
 ENCODER_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=20, weight_decay=0.01)
+#: How the encoder's hidden states become one vector.
+EMBEDDING = EmbeddingConfig(pooling="mean", normalize=True, max_tokens=64)
 #: The run's own options, chosen on dev people. Small models want high rates; with more steps of generator tuning they
 #: learn the training people by heart, and at 1e-3 the retriever settles on a wrong passage before it has seen enough.
 RUN_OPTIONS: dict[str, Any] = {
@@ -121,9 +124,9 @@ def encoder_tokenizer(world: World) -> Any:
   )
 
 
-def generator_config(vocab_size: int) -> LlamaConfig:
+def generator_config(vocab_size: int) -> DecoderConfig:
   """Two layers of width 128."""
-  return LlamaConfig(
+  return DecoderConfig(
     vocab_size=vocab_size,
     hidden_size=128,
     intermediate_size=256,
@@ -147,9 +150,6 @@ def encoder_config(vocab_size: int) -> BertConfig:
     max_positions=64,
     type_vocab_size=1,
     layer_norm_eps=1e-12,
-    pooling="mean",
-    normalize=True,
-    max_tokens=64,
   )
 
 

@@ -11,8 +11,9 @@ import transformers
 from flax import nnx
 
 from radit_jax.errors import UserError
-from radit_jax.models.llama import Llama, LlamaConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.pretrained import load_generator
+from radit_jax.models.rotary import Rotary
 
 VOCAB = 97
 forward = jax.jit(lambda model, tokens, **kwargs: model(tokens, **kwargs))
@@ -53,7 +54,9 @@ def pair(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-  return Llama(dataclasses.replace(LlamaConfig.tiny(VOCAB), num_heads=6, rope_theta=300.0), rngs=nnx.Rngs(1))
+  return Decoder(
+    dataclasses.replace(DecoderConfig.tiny(VOCAB), num_heads=6, rotary=Rotary(theta=300.0)), rngs=nnx.Rngs(1)
+  )
 
 
 def _tokens(rng, *shape):
@@ -226,8 +229,8 @@ def test_vmap_over_rows_equals_the_batch(model, rng):
 
 
 def test_bfloat16_computes_in_bfloat16_and_ends_in_float32(rng):
-  config = LlamaConfig.tiny(VOCAB)
-  full, half = (Llama(config, rngs=nnx.Rngs(0), dtype=d) for d in (jnp.float32, jnp.bfloat16))
+  config = DecoderConfig.tiny(VOCAB)
+  full, half = (Decoder(config, rngs=nnx.Rngs(0), dtype=d) for d in (jnp.float32, jnp.bfloat16))
   tokens = _tokens(rng, 2, 16)
   hidden = forward(half, tokens)
   assert hidden.dtype == jnp.bfloat16
@@ -248,11 +251,11 @@ def test_parameters_name_one_axis_per_dimension(model):
   ("field", "value", "message"),
   [
     ("num_kv_heads", 3, "num_heads 4 is no multiple of num_kv_heads 3"),
-    ("head_dim", 15, "head_dim = 15: must be even"),
+    ("head_dim", 15, "head_dim 15 x partial 1.0: an even number"),
     ("vocab_size", 0, "vocab_size = 0: must be greater than 0"),
-    ("rope_theta", float("nan"), "rope_theta = nan"),
+    ("max_positions", float("nan"), "max_positions = nan"),
   ],
 )
 def test_impossible_shapes_are_refused(field, value, message):
   with pytest.raises(UserError, match=message):
-    dataclasses.replace(LlamaConfig.tiny(VOCAB), **{field: value})
+    dataclasses.replace(DecoderConfig.tiny(VOCAB), **{field: value})
