@@ -45,6 +45,7 @@ HEAVY = {
   "orbax",
   "torch",
   "array_record",
+  "huggingface_hub",
 }
 #: Besides these, nothing is imported by floor 8 before its verb is known.
 LIGHT = {"radit_jax", "radit_jax.config", "radit_jax.display", "radit_jax.errors", "radit_jax.process"}
