@@ -236,6 +236,7 @@ class IndexConfig:
     index: directory the index is written into.
     backend: "scann", or "exact" (the oracle, and the path where ScaNN has no wheel).
     batch_size: passages per encoder call.
+    embedding: pooling, prompts and limits that the encoder's files do not say.
     mesh: devices.
   """
 
@@ -245,6 +246,7 @@ class IndexConfig:
   index: str
   backend: Backend = "scann"
   batch_size: int = 64
+  embedding: EmbeddingOptions = EmbeddingOptions()
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
@@ -268,6 +270,7 @@ class RetrieveConfig:
     verify: "full" checks the index's hashes, "sizes" its sizes.
     batch_size: questions per encoder call.
     seed: draw of the limited questions.
+    embedding: pooling, prompts and limits that the encoder's files do not say.
     mesh: devices.
   """
 
@@ -282,6 +285,7 @@ class RetrieveConfig:
   verify: Verify = "full"
   batch_size: int = 64
   seed: int = 0
+  embedding: EmbeddingOptions = EmbeddingOptions()
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
@@ -379,6 +383,7 @@ class TrainRetrieverConfig:
     shuffle_teacher: control: the teacher's scores are permuted within each question, so they say nothing.
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
+    embedding: pooling, prompts and limits that the encoder's files do not say.
     mesh: devices.
   """
 
@@ -398,6 +403,7 @@ class TrainRetrieverConfig:
   shuffle_teacher: bool = False
   optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=1237, weight_decay=0.01)
   loop: LoopConfig = LoopConfig(batch_size=512)
+  embedding: EmbeddingOptions = EmbeddingOptions()
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
@@ -466,6 +472,7 @@ class AskConfig:
     k: passages mixed.
     prompt: how rows are rendered.
     dtype: the generator's computation type.
+    embedding: pooling, prompts and limits that the encoder's files do not say.
     mesh: devices.
   """
 
@@ -478,6 +485,7 @@ class AskConfig:
   k: int = 10
   prompt: PromptConfig = PromptConfig()
   dtype: Dtype = "float32"
+  embedding: EmbeddingOptions = EmbeddingOptions()
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
@@ -576,6 +584,7 @@ class RunConfig:
     score_batch_size: questions per scoring step.
     answer_batch_size: questions per answering step.
     dtype: the generator's computation type.
+    embedding: pooling, prompts and limits that the encoder's files do not say.
     mesh: devices.
     seed: split, order of the examples, prompt markers, bootstrap.
   """
@@ -611,6 +620,7 @@ class RunConfig:
   score_batch_size: int = 16
   answer_batch_size: int = 16
   dtype: Dtype = "float32"
+  embedding: EmbeddingOptions = EmbeddingOptions()
   mesh: MeshConfig = MeshConfig()
   seed: int = 0
 

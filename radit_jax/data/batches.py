@@ -150,9 +150,11 @@ def parallel_context_batches(
   return _stream(retrieved, plan, make, batch_size, start, process_index, process_count)
 
 
-def query_lengths(retrieved: RetrievedStore, tokenizer: Any, *, max_tokens: int) -> Int[np.ndarray, "n"]:
+def query_lengths(
+  retrieved: RetrievedStore, tokenizer: Any, *, max_tokens: int, prompt: str = ""
+) -> Int[np.ndarray, "n"]:
   """Tokens of each example's query as the encoder reads it, ``[n]`` int64."""
-  encode = EncoderTokenizer(tokenizer, max_tokens)
+  encode = EncoderTokenizer(tokenizer, max_tokens, prompt)
   rows, _ = encode([example.query for example in retrieved])
   return np.array([len(row) for row in rows], np.int64)
 
@@ -167,6 +169,7 @@ def lsr_batches(
   k: int,
   max_tokens: int,
   batch_size: int,
+  prompt: str = "",
   gold_first: bool = False,
   shuffle_teacher: int | None = None,
   start: int = 0,
@@ -184,6 +187,7 @@ def lsr_batches(
     k: passages per question, the best ones first.
     max_tokens: longest query.
     batch_size: B over all hosts; a planned batch that is shorter is filled with absent examples.
+    prompt: put in front of every query.
     gold_first: puts the first gold passage before the k - 1 best others, so that every question with a gold passage has
       a positive one; the retriever may not have found it. Not with ``scores``, which know the retrieved ones only.
     shuffle_teacher: seed of the control: the teacher's scores are permuted within each question, the same way in every
@@ -204,7 +208,7 @@ def lsr_batches(
     raise ValueError("gold_first puts a passage in front that the teacher may not have scored")
   if scores is not None and k > scores.manifest["k"]:
     raise UserError(f"k = {k} passages per question, {scores.path} holds scores of {scores.manifest['k']}; lower --k")
-  encode = EncoderTokenizer(tokenizer, max_tokens)
+  encode = EncoderTokenizer(tokenizer, max_tokens, prompt)
 
   def make(examples: list[RetrievedExample], planned: PlannedBatch, first: int, size: int) -> LSRBatch:
     tokens = np.zeros((size, planned.bucket_tokens), np.int32)

@@ -174,28 +174,33 @@ class EncoderTokenizer:
 
   Args:
     tokenizer: of the encoder.
-    max_tokens: longest row, the template's tokens ([CLS], [SEP]) included.
+    max_tokens: longest row, the template's tokens ([CLS], [SEP]) and the prompt's included.
+    prompt: put in front of every text, such as "query: "; its control tokens are control tokens.
 
   Raises:
     UserError: ``max_tokens`` leaves no room for text.
   """
 
-  def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+  def __init__(self, tokenizer: Any, max_tokens: int, prompt: str = "") -> None:
     self._slots = SlotTokenizer(tokenizer)
     body = list(self._slots.ids([(PLAIN, "a")])[PLAIN, "a"])
     whole = tokenizer(["a"], add_special_tokens=True, truncation=False, padding=False)["input_ids"][0]
     starts = [i for i in range(len(whole) - len(body) + 1) if whole[i : i + len(body)] == body]
     if not starts:
       raise UserError(f"tokenizer {type(tokenizer).__name__}: its template changes the text ({body} is not in {whole})")
-    self._prefix, self._suffix = whole[: starts[0]], whole[starts[0] + len(body) :]
-    added = len(whole) - len(body)
+    *fixed, (_, seam) = self._slots.compile([("prompt", prompt), ("text", None)])
+    assert isinstance(seam, str)
+    self._seam = seam
+    prompt_ids = [i for _, ids in fixed for i in ids]
+    self._prefix, self._suffix = [*whole[: starts[0]], *prompt_ids], whole[starts[0] + len(body) :]
+    added = len(self._prefix) + len(self._suffix)
     self._room = max_tokens - added
     if self._room < 1:
-      raise UserError(f"max_tokens = {max_tokens}: the tokenizer adds {added}, so no text would be left")
+      raise UserError(f"max_tokens = {max_tokens}: tokenizer and prompt add {added}, so no text would be left")
 
   def __call__(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
     """Ids of each text, and how many tokens were cut off its end."""
-    found = self._slots.ids((PLAIN, text) for text in texts)
-    bodies = [found[PLAIN, text] for text in texts]
+    found = self._slots.ids((self._seam, text) for text in texts)
+    bodies = [found[self._seam, text] for text in texts]
     rows = [[*self._prefix, *body[: self._room], *self._suffix] for body in bodies]
     return rows, [max(0, len(body) - self._room) for body in bodies]

@@ -15,7 +15,7 @@ from jaxtyping import Array, DTypeLike
 from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert
 from radit_jax.models.decoder import Decoder
-from radit_jax.models.safetensors_files import StoredTensor
+from radit_jax.models.safetensors_files import NamedTensor, StoredTensor
 from radit_jax.sharding import parameter_shardings
 
 _FLOATS = ("float32", "bfloat16", "float16")
@@ -231,11 +231,23 @@ def _reader(
         inner.reverse()
       if place.rows is not None:
         inner[0] = slice(inner[0].start + place.rows[0], inner[0].stop + place.rows[0])
-      stored = sources[layer - place.first_layer].read()[tuple(inner)]
-      target[...] = stored.T if place.transposed else stored
+      _copy(target, sources[layer - place.first_layer].read()[tuple(inner)], place.transposed)
     return out
 
   return read
+
+
+def _copy(target: np.ndarray[Any, np.dtype[Any]], stored: np.ndarray[Any, np.dtype[Any]], transposed: bool) -> None:
+  """Copies a tensor, turned if the file has it the other way round."""
+  if target.dtype == stored.dtype:  # as whole numbers: numpy copies the narrow floats one by one
+    bits = np.dtype(f"u{target.dtype.itemsize}")
+    target, stored = target.view(bits), stored.view(bits)
+  if not transposed:
+    target[...] = stored
+    return
+  # In blocks, which stay in the cache: 0.12 s for 5,632 x 2,048 bfloat16 numbers, 0.39 s in one assignment.
+  for start in range(0, len(stored), 256):
+    target[:, start : start + 256] = stored[start : start + 256].T
 
 
 def _by_shards(
@@ -249,21 +261,6 @@ def _by_shards(
   for device, index in sharding.addressable_devices_indices_map(shape).items():
     shards.append(jax.device_put(read(cast(Index, index)), device).block_until_ready())
   return jax.make_array_from_single_device_arrays(shape, sharding, shards)
-
-
-@dataclasses.dataclass(frozen=True)
-class NamedTensor:
-  """A tensor as a file wants it, fetched from the devices when it is read.
-
-  Attributes:
-    dtype: its type.
-    shape: its shape in the file.
-    read: the values.
-  """
-
-  dtype: np.dtype[Any]
-  shape: tuple[int, ...]
-  read: Callable[[], np.ndarray[Any, np.dtype[Any]]]
 
 
 def named_tensors(body: Body, dtype: DTypeLike | None = None) -> dict[str, NamedTensor]:

@@ -1,6 +1,8 @@
 """Generators, encoders and tokenizers from Hugging Face directories, and back."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder
 from radit_jax.models.dual_encoder import DualEncoder, default_temperature
 from radit_jax.models.encoder import TextEncoder
+from radit_jax.models.hub import local_directory
 from radit_jax.models.sentence_files import encoder_temperature
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ def load_generator(
   Raises:
     UserError: another architecture, a feature that is not supported, tensors missing, unknown or misshapen.
   """
-  root = pathlib.Path(path)
+  root = local_directory(path)
   config = hf_config.read_generator_config(root)
   tensors = _tensors(root)
   tied_head = config.tie_word_embeddings and HEAD in tensors
@@ -106,7 +109,7 @@ def load_encoder(
     first = "embed_tokens.weight" if config.causal else "embeddings.tok_embeddings.weight"
     kind, longest = Decoder, config.max_positions
     config = dataclasses.replace(config, tie_word_embeddings=True)  # nobody reads its logits
-  embedding = sentence_files.read_embedding_config(pathlib.Path(path), longest, options)
+  embedding = sentence_files.read_embedding_config(local_directory(path), longest, options)
   prefixes = [name.removesuffix(first) for name in tensors if name.endswith(first)]
   prefix = prefixes[0] if len(prefixes) == 1 else ""
   tensors = {
@@ -211,7 +214,7 @@ def load_end_ids(path: str | os.PathLike[str]) -> tuple[int, ...]:
   Raises:
     UserError: a file whose eos_token_id is neither a whole number nor a list of them.
   """
-  root = pathlib.Path(path)
+  root = local_directory(path)
   for file in (root / "generation_config.json", root / "config.json"):
     value = sentence_files.read_object(file).get("eos_token_id") if file.exists() else None
     if value is not None:
@@ -296,30 +299,42 @@ def _write_body(
   hf_config.write(directory, body.config, dtype=next(iter(tensors.values())).dtype.name, token_ids=token_ids)
 
 
-def fingerprint(path: str | os.PathLike[str]) -> str:
+def fingerprint(path: str | os.PathLike[str], options: EmbeddingOptions = EmbeddingOptions()) -> str:
   """SHA-256 over weights, configuration and tokenizer of a directory, as hex: equal iff it is the same model.
+
+  Args:
+    path: the directory, or an id of the Hub.
+    options: given to an encoder beside its files; other options, another encoder.
 
   Raises:
     UserError: no such directory, or nothing of the kind in it.
   """
   # .model, .txt and .jinja: vocabularies, merges and chat templates that stand in files of their own.
-  return fingerprint_directory(path, suffixes=(".safetensors", ".json", ".model", ".txt", ".jinja"))
+  files = fingerprint_directory(local_directory(path), suffixes=(".safetensors", ".json", ".model", ".txt", ".jinja"))
+  if options == EmbeddingOptions():
+    return files
+  return hashlib.sha256(json.dumps([files, dataclasses.asdict(options)]).encode()).hexdigest()
 
 
-def passage_encoder_of(path: str | os.PathLike[str], passage_path: str | os.PathLike[str] | None = None) -> str:
+def passage_encoder_of(
+  path: str | os.PathLike[str],
+  passage_path: str | os.PathLike[str] | None = None,
+  options: EmbeddingOptions = EmbeddingOptions(),
+) -> str:
   """Fingerprint of the passage encoder whose index a query encoder may search.
 
   Args:
     path: directory of the query encoder.
     passage_path: directory of its passage encoder; without one it is the encoder that the query encoder was tuned
       against, else the query encoder itself.
+    options: given to the passage encoder beside its files.
 
   Raises:
     UserError: no such directory.
   """
   if passage_path is not None:
-    return fingerprint(passage_path)
-  return sentence_files.passage_encoder_fingerprint(path) or fingerprint(path)
+    return fingerprint(passage_path, options)
+  return sentence_files.passage_encoder_fingerprint(path) or fingerprint(path, options)
 
 
 def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, path: str | os.PathLike[str]) -> None:

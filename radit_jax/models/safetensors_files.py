@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -51,6 +51,21 @@ class Readable(Protocol):
   @property
   def shape(self) -> tuple[int, ...]: ...
   def read(self) -> np.ndarray[Any, np.dtype[Any]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedTensor:
+  """A tensor as a file wants it, made when its turn comes.
+
+  Attributes:
+    dtype: its type.
+    shape: its shape in the file.
+    read: the values.
+  """
+
+  dtype: np.dtype[Any]
+  shape: tuple[int, ...]
+  read: Callable[[], np.ndarray[Any, np.dtype[Any]]]
 
 
 @dataclasses.dataclass(frozen=True)

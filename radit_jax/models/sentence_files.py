@@ -9,6 +9,7 @@ from radit_jax.errors import UserError
 from radit_jax.files import read_json, write_json
 from radit_jax.models.dual_encoder import default_temperature
 from radit_jax.models.encoder import EmbeddingConfig
+from radit_jax.models.hub import local_directory
 
 RADIT = "radit.json"
 PROMPTS = "config_sentence_transformers.json"
@@ -18,9 +19,7 @@ _POOLINGS = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "m
 
 def model_directory(path: str | os.PathLike[str]) -> pathlib.Path:
   """Where weights, `config.json` and tokenizer lie: the directory itself, or the part that modules.json names."""
-  root = pathlib.Path(path)
-  if not root.is_dir():
-    raise UserError(f"{root}: no such directory")
+  root = local_directory(path)
   modules = _modules(root)
   return modules["Transformer"] if modules else root
 
@@ -122,7 +121,7 @@ def encoder_temperature(path: str | os.PathLike[str], options: EmbeddingOptions 
   Raises:
     UserError: a temperature that is no number above 0, or no word on whether vectors are normalised.
   """
-  root = pathlib.Path(path)
+  root = local_directory(path)
   stated = _radit(root)
   if stated.get("score_temperature") is not None:
     return float(stated["score_temperature"])
@@ -131,7 +130,7 @@ def encoder_temperature(path: str | os.PathLike[str], options: EmbeddingOptions 
 
 def passage_encoder_fingerprint(path: str | os.PathLike[str]) -> str | None:
   """Fingerprint of the passage encoder that a tuned query encoder belongs to; None for an encoder of both sides."""
-  return _radit(pathlib.Path(path)).get("passage_encoder")
+  return _radit(local_directory(path)).get("passage_encoder")
 
 
 def write(

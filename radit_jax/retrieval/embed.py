@@ -36,6 +36,7 @@ def embed_queries(
   *,
   max_tokens: int,
   batch_size: int,
+  prompt: str = "",
   mesh: Mesh | None = None,
   progress: Progress = silent,
 ) -> Float[np.ndarray, "Q E"]:
@@ -47,6 +48,7 @@ def embed_queries(
     texts: Q questions; there may be none.
     max_tokens: longer ones are cut at the end; ``progress`` is told how many (``cut=``).
     batch_size: rows per call of the encoder.
+    prompt: put in front of every question.
     mesh: rows are split over its ``data`` and ``fsdp`` axes; the encoder must have been loaded onto it.
     progress: told after every batch.
 
@@ -56,7 +58,7 @@ def embed_queries(
   Raises:
     UserError: an embedding that is not finite (row named), or a batch size the mesh does not divide.
   """
-  ids, cut = EncoderTokenizer(tokenizer, max_tokens)(texts)
+  ids, cut = EncoderTokenizer(tokenizer, max_tokens, prompt)(texts)
   figures = {"cut": float(np.count_nonzero(cut))}
 
   def report(done: int) -> None:
@@ -74,6 +76,7 @@ def embed_passages(
   max_tokens: int,
   batch_size: int,
   fields: dict[str, Any],
+  prompt: str = "",
   mesh: Mesh | None = None,
   progress: Progress = silent,
   shard_size: int = 2**15,
@@ -90,6 +93,7 @@ def embed_passages(
     max_tokens: longer passages are cut at the end; the manifest counts them as ``cut_passages``.
     batch_size: rows per call of the encoder.
     fields: what the embeddings depend on, ``encoder_fingerprint`` and ``passages_fingerprint``; kept in the manifest.
+    prompt: put in front of every passage.
     mesh: rows are split over its ``data`` and ``fsdp`` axes; the encoder must have been loaded onto it.
     progress: told after every batch.
     shard_size: rows per shard; sorting by length is within a shard.
@@ -104,13 +108,13 @@ def embed_passages(
   if not len(texts):
     raise UserError(f"{out}: no passages to embed")
   final = pathlib.Path(out)
-  request = {**fields, "count": len(texts), "max_tokens": max_tokens}
+  request = {**fields, "count": len(texts), "max_tokens": max_tokens, "prompt": prompt}
   if final.exists():
     return _agree(final, files.read_manifest(final, "embeddings"), request)
   work = final.parent / f".{final.name}.partial"
   state = _resume(work, {**request, "shard_size": shard_size})
   shards: list[dict[str, Any]] = state["shards"]
-  encode = EncoderTokenizer(tokenizer, max_tokens)
+  encode = EncoderTokenizer(tokenizer, max_tokens, prompt)
   for number in range(len(shards), -(-len(texts) // shard_size)):
     first = number * shard_size
     rows = [_text(texts[i]) for i in range(first, min(first + shard_size, len(texts)))]

@@ -55,15 +55,16 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
   if config.k > len(store):
     raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {len(store)}; lower --k")
   mesh = make_mesh(config.mesh)
-  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder)
+  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder)
   check_passages(index.manifest["passages_fingerprint"], store, config.index)
-  encoder = load_encoder(config.encoder, mesh=mesh)
+  encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
   embeddings = embed_queries(
     encoder,
     load_tokenizer(config.encoder),
     [config.question],
     max_tokens=encoder.config.max_tokens,
+    prompt=encoder.config.query_prompt,
     batch_size=round_up_rows(1, mesh),
     mesh=mesh,
     progress=progress,
@@ -81,7 +82,7 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
     tokenizer,
     prompt,
     [Query(id="ask", question=config.question, passages=passages, scores=scores)],
-    score_temperature=encoder_temperature(config.encoder),
+    score_temperature=encoder_temperature(config.encoder, config.embedding),
     batch_size=1,
     mesh=mesh,
     progress=progress,

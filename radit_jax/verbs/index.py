@@ -46,18 +46,19 @@ def index(config: IndexConfig, *, progress: Progress = silent) -> IndexResult:
     UserError: a missing or foreign store or encoder; an embedding that is not finite (its row named).
   """
   store = PassageStore(config.passages)
-  inputs = {"passages": store.fingerprint, "encoder": fingerprint(config.encoder)}
+  inputs = {"passages": store.fingerprint, "encoder": fingerprint(config.encoder, config.embedding)}
   wanted = runs.recipe(config, inputs=inputs)
   wanted["options"].pop("index", None)
   if not runs.finished(config.index, "index", wanted):
     mesh = make_mesh(config.mesh)
-    encoder = load_encoder(config.encoder, mesh=mesh)
+    encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
     embed_passages(
       encoder,
       load_tokenizer(config.encoder),
       store,
       config.embeddings,
       max_tokens=encoder.config.max_tokens,
+      prompt=encoder.config.passage_prompt,
       batch_size=config.batch_size,
       fields={"encoder_fingerprint": inputs["encoder"], "passages_fingerprint": store.fingerprint},
       mesh=mesh,

@@ -64,25 +64,26 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
     raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {len(store)}; lower --k")
   questions = read_split(config.questions)
   questions = [questions[i] for i in sample(len(questions), config.limit, config.seed)]
-  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder)
+  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   index = load_index(config.index, verify=config.verify, encoder_fingerprint=passage_encoder)
   check_passages(index.manifest["passages_fingerprint"], store, config.index)
   inputs = {
     "questions": files.sha256_file(config.questions),
     "passages": store.fingerprint,
     "index": index.manifest["fingerprint"],
-    "encoder": fingerprint(config.encoder),
+    "encoder": fingerprint(config.encoder, config.embedding),
     "passage_encoder": passage_encoder,
   }
   wanted = runs.recipe(config, inputs=inputs)
   if not runs.finished(config.out, "retrieved", wanted):
     mesh = make_mesh(config.mesh)
-    encoder = load_encoder(config.encoder, mesh=mesh)
+    encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
     embeddings = embed_queries(
       encoder,
       load_tokenizer(config.encoder),
       [str(q["query"]) for q in questions],
       max_tokens=encoder.config.max_tokens,
+      prompt=encoder.config.query_prompt,
       batch_size=config.batch_size,
       mesh=mesh,
       progress=progress,
@@ -107,7 +108,7 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
       "k": config.k,
       "query_encoder": inputs["encoder"],
       "passages": store.fingerprint,
-      "score_temperature": encoder_temperature(config.encoder),
+      "score_temperature": encoder_temperature(config.encoder, config.embedding),
       "hits": [
         first_hit(q["gold_rows"], q["answers"], ids, lambda row: store[row].text)
         for q, ids in zip(questions, found.ids, strict=True)

@@ -73,7 +73,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   """
   root = pathlib.Path(config.workdir)
   stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
-  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder)
+  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder)
   for name, store in stores.items():
     if config.k > store.manifest["k"]:
@@ -88,7 +88,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
       if config.k > opened.manifest["k"]:
         raise UserError(f"k = {config.k} passages per question, {path} scores {opened.manifest['k']}; lower --k")
   inputs = {
-    "encoder": fingerprint(config.encoder),
+    "encoder": fingerprint(config.encoder, config.embedding),
     "passage_encoder": passage_encoder,
     "retrieved": stores["train"].fingerprint,
     "dev_retrieved": stores["dev"].fingerprint,
@@ -107,13 +107,13 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
 
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_rows(config.loop.batch_size, mesh)
-  encoder = load_encoder(config.encoder, mesh=mesh)
+  encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
   encoder = jax.tree.map(lambda x: x.astype(jnp.float32), encoder)  # master weights
   tokenizer = load_tokenizer(config.encoder)
-  temperature = encoder_temperature(config.encoder)
-  max_tokens = encoder.config.max_tokens
+  temperature = encoder_temperature(config.encoder, config.embedding)
+  max_tokens, prompt = encoder.config.max_tokens, encoder.config.query_prompt
   loop = config.loop
-  lengths = {n: query_lengths(s, tokenizer, max_tokens=max_tokens) for n, s in stores.items()}
+  lengths = {n: query_lengths(s, tokenizer, max_tokens=max_tokens, prompt=prompt) for n, s in stores.items()}
   multiple = row_multiple(jax.default_backend())
   plan = RunPlan(
     lengths["train"],
@@ -136,6 +136,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
         of,
         k=config.k,
         max_tokens=max_tokens,
+        prompt=prompt,
         batch_size=size,
         gold_first=config.loss == "contrastive",
         shuffle_teacher=loop.seed if config.shuffle_teacher else None,
