@@ -36,9 +36,10 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "evaluate": ("radit_jax.verbs.evaluate", "evaluate", configs.EvaluateConfig),
   "ask": ("radit_jax.verbs.ask", "ask", configs.AskConfig),
   "inspect": ("radit_jax.verbs.inspect", "inspect", configs.InspectConfig),
+  "convert": ("radit_jax.verbs.convert", "convert", configs.ConvertConfig),
 }
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.
-LEADING = {"ask": "question", "inspect": "what"}
+LEADING = {"ask": "question", "inspect": "what", "convert": "source"}
 #: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.
 _PATH_ERRORS = {
   *(errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),

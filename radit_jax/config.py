@@ -655,3 +655,16 @@ class QuickstartConfig:
 
   def __post_init__(self) -> None:
     _at_least(self, "seed", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+  """A model whose weights are pickles (`pytorch_model.bin`) becomes a directory with safetensors.
+
+  Attributes:
+    source: Hugging Face directory, or owner/name (or owner/name@revision) on the Hub.
+    out: directory to be made; it must not exist.
+  """
+
+  source: str
+  out: str

@@ -2,9 +2,12 @@
 
 import ast
 import importlib
+import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -127,6 +130,17 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
   heavy = {n for n in imports(path, everywhere=False) if n.split(".")[0] in HEAVY | {"rich", "tyro"}}
   # The builders' classes must exist at module level; nobody imports that module at module level.
   assert not heavy or name_of(path) == "radit_jax.data.builders"
+
+
+def test_what_is_imported_is_declared():
+  """By this package itself, also where another dependency would bring it along."""
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  lines = [*project["dependencies"], *project["optional-dependencies"]["torch"]]
+  declared = {re.match(r"[\w.-]+", line)[0].lower().replace("-", "_") for line in lines}
+  distributions = importlib.metadata.packages_distributions()
+  for name in {n.split(".")[0] for p in MODULES for n in imports(p, everywhere=True)}:
+    if name != "radit_jax" and name not in sys.stdlib_module_names:
+      assert declared & {d.lower().replace("-", "_") for d in distributions.get(name, [name])}, name
 
 
 def test_the_module_that_is_heavy_is_itself_imported_late():

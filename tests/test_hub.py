@@ -240,7 +240,10 @@ def test_pickles_are_fetched_only_when_asked_for(model, tmp_path):
   assert f"`radit convert {REPO} --out DIR`" in told
   assert "pytorch_model.bin" not in model.gets()
   assert names(ask(model, tmp_path, REPO, "pickles=True")) == READ | {"pytorch_model.bin"}
-  assert refusal(model, tmp_path, f"{REPO}@{OLD}", "pickles=True").endswith("so nothing to convert")
+  assert refusal(model, tmp_path, f"{REPO}@{OLD}", "pickles=True").endswith("it can be used as it is")
+  del model.repos[REPO][MAIN]["pytorch_model.bin"]
+  model.repos[REPO]["c" * 40] = model.repos[REPO][MAIN]
+  assert refusal(model, tmp_path, f"{REPO}@{'c' * 40}", "pickles=True").endswith("so nothing to convert")
 
 
 def test_without_weights(model, tmp_path):

@@ -75,6 +75,8 @@ def _download(repo: str, revision: str | None, pickles: bool) -> pathlib.Path:
     # Small files first: they tell which weights to fetch. The second call asks for the commit that the first one saw.
     root = pathlib.Path(snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES)))
     names = _names(repo, root)
+    if pickles and {posixpath.basename(name) for name in names} & set(SAFETENSORS):
+      raise UserError(f"{shown}: has {SAFETENSORS[0]}; it can be used as it is")
     weights = sorted(_weights(root, names, PICKLES if pickles else SAFETENSORS))
     if not weights:
       raise UserError(_no_weights(shown, names, pickles))
