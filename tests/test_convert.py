@@ -273,10 +273,9 @@ def test_tables_that_are_no_weights(source, tmp_path, state, message):
 def test_damaged_files(source, tmp_path):
   file = source / "pytorch_model.bin"
   whole = file.read_bytes()
-  for content in (b"", b"nonsense", whole[: len(whole) // 2], whole[:-1], whole[:5000] + b"\0" * 500 + whole[5500:]):
+  for content in (b"", b"nonsense", b"PK", whole[: len(whole) // 2], whole[:-1]):
     file.write_bytes(content)
-    if content[5000:5500] != b"\0" * 500 or len(content) < len(whole):
-      refused(source, tmp_path / "out", "refused, as it is damaged")
+    refused(source, tmp_path / "out", "refused, as it is damaged")
   file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
   refused(source, tmp_path / "out", "a Git LFS pointer, not the weights; `git lfs pull`")
 

@@ -12,10 +12,11 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from radit_jax.errors import UserError
 from radit_jax.models.hub import local_directory
-from radit_jax.models.safetensors_files import write_file
+from radit_jax.models.safetensors_files import read_directory, write_file
 
 ROOT = pathlib.Path(__file__).parent.parent
 REPO = "owner/model"
@@ -155,23 +156,28 @@ def model(hub, weights):
 READ = {"config.json", "vocab.txt", "chat_template.jinja", "tokenizer.model", "1_Pooling/config.json"}
 
 
-def ask(hub, cache, *args, times=1, **environment):
-  """`local_directory` in a process of its own, as the library reads its variables when it is imported."""
+def run(hub, directory, *args, **environment):
+  """Python in a process of its own, with a cache in the directory: the library reads its variables when imported."""
+  clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+  return subprocess.run(
+    [sys.executable, *args],
+    cwd=directory,
+    env=clean | {"PYTHONPATH": str(ROOT), "HF_HOME": str(directory / "hf"), "HF_ENDPOINT": hub.url} | environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def ask(hub, directory, *args, times=1, **environment):
+  """What `local_directory` returns, or its error."""
   call = f"local_directory({', '.join(map(repr, args[:1]))}{''.join(f', {a}' for a in args[1:])})"
   code = (
     "from radit_jax.errors import UserError\nfrom radit_jax.models.hub import local_directory\n"
     f"try:\n  for _ in range({times}): print(path := {call})\n"
     "except UserError as e: print('UserError:', e)\n"
   )
-  clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-  done = subprocess.run(
-    [sys.executable, "-c", code],
-    cwd=cache,
-    env=clean | {"PYTHONPATH": str(ROOT), "HF_HOME": str(cache / "hf"), "HF_ENDPOINT": hub.url} | environment,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = run(hub, directory, "-c", code, **environment)
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   assert len(lines) == times, done.stdout
@@ -244,6 +250,16 @@ def test_pickles_are_fetched_only_when_asked_for(model, tmp_path):
   del model.repos[REPO][MAIN]["pytorch_model.bin"]
   model.repos[REPO]["c" * 40] = model.repos[REPO][MAIN]
   assert refusal(model, tmp_path, f"{REPO}@{'c' * 40}", "pickles=True").endswith("so nothing to convert")
+
+
+def test_convert_takes_an_id(hub, tmp_path):
+  torch.save({"w": torch.arange(6.0)}, tmp_path / "w.bin")
+  hub.repos[REPO] = {MAIN: {"config.json": b"{}", "x.py": b"", "pytorch_model.bin": (tmp_path / "w.bin").read_bytes()}}
+  done = run(hub, tmp_path, "-m", "radit_jax.cli", "convert", f"{REPO}@v1.0", "--out", "out")
+  assert (done.returncode, done.stderr.count("\n")) == (0, 2), done.stderr
+  assert done.stdout == "1 tensors, 0.0 MB, as safetensors: out\n"
+  assert names(tmp_path / "out") == {"config.json", "model.safetensors"}
+  np.testing.assert_array_equal(read_directory(tmp_path / "out")["w"].read(), np.arange(6))
 
 
 def test_without_weights(model, tmp_path):
