@@ -206,14 +206,17 @@ def test_what_is_copied(source, tmp_path):
     (source / folder).mkdir()
     (source / folder / "config.json").write_text('{"a": 1}')
   (source / "empty" / "config.json").rename(source / "empty" / "x.py")
-  torch.save({"linear.weight": torch.eye(3)}, source / "2_Dense" / "pytorch_model.bin")
+  for folder in ("2_Dense", "empty"):  # the second is none that the model is read from
+    torch.save({"linear.weight": torch.eye(3)}, source / folder / "pytorch_model.bin")
+  modules = [{"type": "m.Transformer", "path": ""}, {"type": "m.Dense", "path": "2_Dense/"}]
+  (source / "modules.json").write_text(json.dumps(modules))
   blob = shutil.move(source / "vocab.txt", tmp_path / "blob")  # as in the Hub's cache
   (source / "vocab.txt").symlink_to(blob)
   convert(ConvertConfig(str(source), str(tmp_path / "out")))
   out = tmp_path / "out"
   assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
     *("config.json", "model.safetensors", "vocab.txt", "README.md", "1_Pooling/config.json"),
-    *("2_Dense/config.json", "2_Dense/model.safetensors"),
+    *("modules.json", "2_Dense/config.json", "2_Dense/model.safetensors"),
   }
   assert not (out / "vocab.txt").is_symlink()
   assert (out / "vocab.txt").read_text() == "a\nb\n"
@@ -299,6 +302,9 @@ def test_directories_that_are_not_to_be_converted(source, tmp_path):
   out = tmp_path / "out"
   refused(tmp_path / "nowhere", out, "no such directory")
   refused(source, source / "inside", "lies in .*; name a directory outside of it")
+  (source / "modules.json").write_text('[{"path": "../elsewhere"}]')
+  refused(source, out, "modules.json: path '../elsewhere' lies outside the directory")
+  (source / "modules.json").unlink()
   (source / "model.safetensors").write_text("x")
   refused(source, out, "holds model.safetensors already; it can be used as it is")
   for name in ("model.safetensors", "pytorch_model.bin"):

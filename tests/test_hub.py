@@ -12,11 +12,12 @@ import threading
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from radit_jax.errors import UserError
 from radit_jax.models.hub import local_directory
-from radit_jax.models.safetensors_files import read_directory, write_file
+from radit_jax.models.safetensors_files import read_directory
 
 ROOT = pathlib.Path(__file__).parent.parent
 REPO = "owner/model"
@@ -125,9 +126,8 @@ def hub():
 
 
 @pytest.fixture
-def weights(tmp_path, rng):
-  write_file(tmp_path / "w", {"w": rng.normal(size=(64, 64)).astype(np.float32)})
-  return (tmp_path / "w").read_bytes()
+def weights(rng):
+  return safetensors.numpy.save({"w": rng.normal(size=(64, 64)).astype(np.float32)})
 
 
 @pytest.fixture
@@ -228,7 +228,11 @@ def test_shards_are_those_of_the_index(hub, tmp_path):
   files = {"model-1.safetensors": b"1", "model-2.safetensors": b"2", "other.safetensors": b"3"}
   hub.repos[REPO] = {
     MAIN: {f"0_Transformer/{name}": content for name, content in files.items()}
-    | {"0_Transformer/model.safetensors.index.json": json.dumps(index).encode(), "modules.json": b"[]"}
+    | {
+      "0_Transformer/model.safetensors.index.json": json.dumps(index).encode(),
+      "modules.json": b'[{"path": "0_Transformer"}]',
+      "checkpoint-5/model.safetensors": b"4",
+    }
   }
   found = names(ask(hub, tmp_path, REPO))
   assert found == {
@@ -241,6 +245,7 @@ def test_shards_are_those_of_the_index(hub, tmp_path):
 
 def test_pickles_are_fetched_only_when_asked_for(model, tmp_path):
   del model.repos[REPO][MAIN]["model.safetensors"]
+  model.repos[REPO][MAIN]["checkpoint-5/model.safetensors"] = b"of a training run, and no part of the model"
   told = refusal(model, tmp_path, REPO)
   assert told.startswith(f"{REPO}: only pytorch_model.bin, a pickle")
   assert f"`radit convert {REPO} --out DIR`" in told

@@ -66,6 +66,24 @@ def local_directory(
   return _download(named["repo"], wanted, pickles)
 
 
+def weight_folders(root: pathlib.Path) -> list[str]:
+  """Folders of a model, "" for its root, that weights are read from: those that `modules.json` names, if it is there.
+
+  Others are a matter of their own: a training run may have left its checkpoints in the repository.
+
+  Raises:
+    UserError: a `modules.json` that is no JSON, or names a folder outside the directory.
+  """
+  file = root / "modules.json"
+  listed = read_json(file) if file.exists() else []
+  paths = [m.get("path") for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+  folders = {"", *(posixpath.normpath(path) for path in paths if isinstance(path, str) and path)} - {"."}
+  for folder in folders:
+    if folder.startswith("/") or ".." in folder.split("/"):
+      raise UserError(f"{file}: path {folder!r} lies outside the directory")
+  return sorted(folders)
+
+
 @functools.cache
 def _download(repo: str, revision: str | None, pickles: bool) -> pathlib.Path:
   from huggingface_hub import snapshot_download
@@ -75,11 +93,12 @@ def _download(repo: str, revision: str | None, pickles: bool) -> pathlib.Path:
     # Small files first: they tell which weights to fetch. The second call asks for the commit that the first one saw.
     root = pathlib.Path(snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES)))
     names = _names(repo, root)
-    if pickles and {posixpath.basename(name) for name in names} & set(SAFETENSORS):
+    found = {kind: sorted(_weights(root, names, kind)) for kind in (SAFETENSORS, PICKLES)}
+    weights = found[PICKLES if pickles else SAFETENSORS]
+    if pickles and found[SAFETENSORS]:
       raise UserError(f"{shown}: has {SAFETENSORS[0]}; it can be used as it is")
-    weights = sorted(_weights(root, names, PICKLES if pickles else SAFETENSORS))
     if not weights:
-      raise UserError(_no_weights(shown, names, pickles))
+      raise UserError(_no_weights(shown, pickles=pickles, has_pickles=bool(found[PICKLES])))
     snapshot_download(repo, revision=root.name, allow_patterns=[glob.escape(name) for name in weights])
   except UserError:
     raise
@@ -102,7 +121,7 @@ def _names(repo: str, root: pathlib.Path) -> set[str]:
 def _weights(root: pathlib.Path, names: set[str], kind: tuple[str, str]) -> Iterator[str]:
   """Weight files that readers will ask for; the same weights in other formats and precisions stay where they are."""
   single, index = kind
-  for folder in {posixpath.dirname(name) for name in names}:
+  for folder in weight_folders(root):
     if posixpath.join(folder, single) in names:
       yield posixpath.join(folder, single)
     elif posixpath.join(folder, index) in names:
@@ -113,11 +132,10 @@ def _weights(root: pathlib.Path, names: set[str], kind: tuple[str, str]) -> Iter
       yield from {posixpath.join(folder, shard) for shard in shards.values()}
 
 
-def _no_weights(shown: str, names: set[str], pickles: bool) -> str:
-  files = {posixpath.basename(name) for name in names}
+def _no_weights(shown: str, *, pickles: bool, has_pickles: bool) -> str:
   if pickles:
     return f"{shown}: no {PICKLES[0]}, so nothing to convert"
-  if files & set(PICKLES):
+  if has_pickles:
     return (
       f"{shown}: only {PICKLES[0]}, a pickle, which is never loaded; "
       f"`radit convert {shown} --out DIR` makes a directory with safetensors of it"

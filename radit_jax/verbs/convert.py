@@ -12,6 +12,7 @@ from radit_jax.files import atomic_directory
 from radit_jax.models import hub, safetensors_files, torch_files
 from radit_jax.progress import Progress, silent
 
+WEIGHTS = (safetensors_files.SINGLE, safetensors_files.INDEX, torch_files.SINGLE, torch_files.INDEX)
 #: Not copied: code, pickles, and the same weights for other programs.
 LEFT_OUT = (
   *(".py", ".pyc"),
@@ -78,10 +79,11 @@ def convert(config: ConvertConfig, *, progress: Progress = silent) -> ConvertRes
 def _folders_with_pickles(source: pathlib.Path) -> Iterator[pathlib.Path]:
   """Relative folders to convert: sentence-transformers keeps a module's weights in a folder of its own."""
   found = False
-  for folder, _, names in _walk(source):
-    if {safetensors_files.SINGLE, safetensors_files.INDEX} & set(names):
+  for folder in map(pathlib.Path, hub.weight_folders(source)):
+    holds = {name for name in WEIGHTS if (source / folder / name).exists()}
+    if holds & {safetensors_files.SINGLE, safetensors_files.INDEX}:
       raise UserError(f"{source / folder}: holds {safetensors_files.SINGLE} already; it can be used as it is")
-    if {torch_files.SINGLE, torch_files.INDEX} & set(names):
+    if holds:
       found = True
       yield folder
   if not found:
@@ -89,14 +91,10 @@ def _folders_with_pickles(source: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _copy_others(source: pathlib.Path, target: pathlib.Path) -> None:
-  for folder, _, names in _walk(source):
+  for root, folders, names in os.walk(source):
+    folders[:] = [folder for folder in folders if not folder.startswith(".")]
+    folder = pathlib.Path(root).relative_to(source)
     for name in names:
       if not name.startswith(".") and not name.endswith(LEFT_OUT):
         (target / folder).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / folder / name, target / folder / name)  # of a link, as in the Hub's cache, its file
-
-
-def _walk(source: pathlib.Path) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
-  for root, folders, names in os.walk(source):
-    folders[:] = sorted(f for f in folders if not f.startswith("."))
-    yield pathlib.Path(root).relative_to(source), folders, sorted(names)
