@@ -9,7 +9,11 @@ import pytest
 import safetensors.numpy
 
 from radit_jax.errors import UserError
-from radit_jax.models.safetensors_files import read_directory, write_file
+from radit_jax.models.safetensors_files import NamedTensor, read_directory, write_directory, write_file
+
+
+def readable(tensors):
+  return {name: NamedTensor(t.dtype, t.shape, lambda t=t: t) for name, t in tensors.items()}
 
 
 def _raw(header, data=b"", *, length=None):
@@ -53,7 +57,7 @@ def test_damaged_files_are_refused_before_anything_is_read(tmp_path, content, me
 
 def test_every_cut_of_a_file_is_noticed(tmp_path):
   file = tmp_path / "model.safetensors"
-  write_file(file, {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.float16)})
+  write_file(file, readable({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.float16)}))
   whole = file.read_bytes()
   for size in range(len(whole)):
     file.write_bytes(whole[:size])
@@ -69,7 +73,7 @@ def test_files_are_the_librarys_files(tmp_path, rng):
     "transposed": rng.normal(size=(3, 5)).astype(np.float32).T,
     "scalar": np.array(3, np.int64),
   }
-  write_file(tmp_path / "model.safetensors", tensors)
+  write_file(tmp_path / "model.safetensors", readable(tensors))
   theirs = safetensors.numpy.load_file(tmp_path / "model.safetensors")
   ours = {name: t.read() for name, t in read_directory(tmp_path).items()}
   assert theirs.keys() == ours.keys() == tensors.keys()
@@ -77,3 +81,17 @@ def test_files_are_the_librarys_files(tmp_path, rng):
     np.testing.assert_array_equal(theirs[name], value)
     np.testing.assert_array_equal(ours[name], value)
     assert ours[name].dtype == value.dtype
+
+
+def test_shards_hold_everything_once_and_no_more_than_they_may(tmp_path):
+  tensors = {f"t{i}": np.full((4, i + 1), i, np.float32) for i in range(6)}  # 16, 32, ... 96 bytes
+  write_directory(tmp_path, readable(tensors), max_shard_bytes=100)
+  files = sorted(f.name for f in tmp_path.glob("*.safetensors"))
+  assert files == [f"model-0000{i}-of-00004.safetensors" for i in range(1, 5)]
+  index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+  assert index["metadata"] == {"total_size": sum(t.nbytes for t in tensors.values())}
+  assert index["weight_map"]["t2"] == files[0]  # 16 + 32 + 48 bytes
+  found = read_directory(tmp_path)
+  assert found.keys() == tensors.keys()
+  for name, t in tensors.items():
+    np.testing.assert_array_equal(found[name].read(), t)
