@@ -2,24 +2,21 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
-
-from radit_jax import files, runs, sharding
+from radit_jax import runs, sharding
 from radit_jax.config import TrainGeneratorConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedStore
-from radit_jax.data.plan import RunPlan, plan_in_order, row_multiple
+from radit_jax.data.plan import PlannedBatch
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer, save_generator
 from radit_jax.progress import Progress, silent
-from radit_jax.training.loop import Batch, train
+from radit_jax.training.loop import Batch
 from radit_jax.training.step import ralt_objective
-from radit_jax.verbs.inspect import describe_batch
+from radit_jax.verbs import tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,93 +81,60 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     "passages": passages.fingerprint,
   }
   wanted = runs.recipe(config, inputs=inputs)
-  verb, done = f"train-generator {config.method}", root / "result.json"
-  if done.exists():
-    runs.open_run(root, verb, wanted)
-    result = files.read_json(done)
-    if result["loop"] == dataclasses.asdict(config.loop):
-      fields = result["result"]
-      here = {"generator": str(root / "generator"), "programs": tuple(fields["programs"])}
-      return TrainGeneratorResult(**{**fields, **here})
+  verb = f"train-generator {config.method}"
+  done = tuning.finished_result(TrainGeneratorResult, "generator", config.workdir, verb, wanted, config.loop)
+  if done is not None:
+    return done
 
   # All that can be wrong with the input is found before the directory is taken.
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_rows(config.loop.batch_size, mesh)
-  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype, param_dtype=tuning.MASTER_DTYPE)
   prompt.check_positions(generator.config.max_positions)
   loop, k, with_passages = config.loop, config.k, config.method == "ralt"
   if not with_passages:
     k = 1
   lengths = {n: row_lengths(s, passages, prompt, k=k, with_passages=with_passages) for n, s in stores.items()}
   answer_tokens = max(x.answer for x in lengths.values())
-  multiple = row_multiple(jax.default_backend())
-  plan = RunPlan(
-    lengths["train"].rows,
-    batch_size=loop.batch_size,
-    seed=loop.seed,
-    num_steps=loop.steps,
-    epochs=loop.epochs,
-    bucket_multiple=multiple,
-  )
-  dev_size = sharding.round_up_rows(min(loop.batch_size, len(stores["dev"])), mesh)
-  dev_plan = plan_in_order(lengths["dev"].rows, batch_size=dev_size, bucket_multiple=multiple, max_buckets=2)
+  plans = tuning.make_plans(lengths["train"].rows, lengths["dev"].rows, loop=loop, mesh=mesh)
 
-  def batches(start: int) -> Iterator[Batch]:
+  def stream(name: str, of: Sequence[PlannedBatch], size: int, seed: int | None, start: int = 0) -> Iterator[Batch]:
     return iter(
       parallel_context_batches(
-        stores["train"],
+        stores[name],
         passages,
         prompt,
-        plan,
+        of,
         k=k,
         with_passages=with_passages,
-        batch_size=loop.batch_size,
+        batch_size=size,
         answer_tokens=answer_tokens,
-        seed=loop.seed,
+        seed=seed,
         start=start,
       )
     )
 
-  def dev_batches() -> Iterable[Batch]:
-    return parallel_context_batches(
-      stores["dev"],
-      passages,
-      prompt,
-      dev_plan,
-      k=k,
-      with_passages=with_passages,
-      batch_size=dev_size,
-      answer_tokens=answer_tokens,
-    )
-
-  runs.open_run(root, verb, wanted)
-  if not (root / "first_batch.json").exists():
-    describe_batch(*next(batches(0)), tokenizer, root / "first_batch")
-  generator = jax.tree.map(lambda x: x.astype(jnp.float32), generator)  # master weights
-  trained = train(
+  model, figures = tuning.tune(
     generator,
     ralt_objective,
-    batches,
-    total_steps=len(plan),
-    loop=loop,
-    optimizer=config.optimizer,
+    lambda start: stream("train", plans.train, loop.batch_size, loop.seed, start),
+    lambda: stream("dev", plans.dev, plans.dev_size, None),
+    config=config,
+    verb=verb,
+    wanted=wanted,
+    total_steps=len(plans.train),
+    tokenizer=tokenizer,
     mesh=mesh,
-    workdir=root,
-    dev_batches=dev_batches,
     stage=f"train generator ({config.method})",
     progress=progress,
   )
-  save_generator(trained.model, tokenizer, root / "generator")
-  assert trained.best_dev_loss is not None
+  save_generator(model, tokenizer, root / "generator")
   result = TrainGeneratorResult(
     generator=str(root / "generator"),
-    steps=trained.steps,
-    best_step=trained.best_step,
-    best_dev_loss=trained.best_dev_loss,
-    nonfinite_steps=trained.nonfinite_steps,
-    programs=tuple(sorted({*plan.buckets, *(b.bucket_tokens for b in dev_plan)})),
+    programs=tuple(sorted({*plans.train.buckets, *(b.bucket_tokens for b in plans.dev)})),
     cut_passages=lengths["train"].cut_passages,
     cut_questions=lengths["train"].cut_questions,
+    **figures,
   )
-  files.write_json(done, {"loop": dataclasses.asdict(loop), "result": dataclasses.asdict(result)})
+  tuning.write_result(config.workdir, loop, result)
   return result

@@ -3,16 +3,13 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
-
-from radit_jax import files, runs, sharding
+from radit_jax import runs, sharding
 from radit_jax.config import TrainRetrieverConfig
 from radit_jax.data.batches import lsr_batches, query_lengths
 from radit_jax.data.examples import RetrievedStore, ScoreStore
-from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
+from radit_jax.data.plan import PlannedBatch
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import (
   encoder_temperature,
@@ -24,9 +21,9 @@ from radit_jax.models.pretrained import (
 )
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.index import load_index
-from radit_jax.training.loop import Batch, train
+from radit_jax.training.loop import Batch
 from radit_jax.training.step import Objective, contrastive_objective, lsr_objective
-from radit_jax.verbs.inspect import describe_batch
+from radit_jax.verbs import tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,34 +94,20 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     "dev_scores": "none" if scores["dev"] is None else scores["dev"].fingerprint,
   }
   wanted = runs.recipe(config, inputs=inputs)
-  verb, done = f"train-retriever {config.loss}", root / "result.json"
-  if done.exists():
-    runs.open_run(root, verb, wanted)
-    stored = files.read_json(done)
-    if stored["loop"] == dataclasses.asdict(config.loop):
-      here = {"query_encoder": str(root / "query_encoder"), "programs": tuple(stored["result"]["programs"])}
-      return TrainRetrieverResult(**{**stored["result"], **here})
+  verb = f"train-retriever {config.loss}"
+  done = tuning.finished_result(TrainRetrieverResult, "query_encoder", config.workdir, verb, wanted, config.loop)
+  if done is not None:
+    return done
 
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_rows(config.loop.batch_size, mesh)
-  encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
-  encoder = jax.tree.map(lambda x: x.astype(jnp.float32), encoder)  # master weights
+  encoder = load_encoder(config.encoder, mesh=mesh, param_dtype=tuning.MASTER_DTYPE, options=config.embedding)
   tokenizer = load_tokenizer(config.encoder)
   temperature = encoder_temperature(config.encoder, config.embedding)
   max_tokens, prompt = encoder.config.max_tokens, encoder.config.query_prompt
   loop = config.loop
   lengths = {n: query_lengths(s, tokenizer, max_tokens=max_tokens, prompt=prompt) for n, s in stores.items()}
-  multiple = row_multiple(jax.default_backend())
-  plan = RunPlan(
-    lengths["train"],
-    batch_size=loop.batch_size,
-    seed=loop.seed,
-    num_steps=loop.steps,
-    epochs=loop.epochs,
-    bucket_multiple=multiple,
-  )
-  dev_size = sharding.round_up_rows(min(loop.batch_size, len(stores["dev"])), mesh)
-  dev_plan = plan_in_order(lengths["dev"], batch_size=dev_size, bucket_multiple=multiple, max_buckets=2)
+  plans = tuning.make_plans(lengths["train"], lengths["dev"], loop=loop, mesh=mesh)
 
   def stream(name: str, of: Sequence[PlannedBatch], size: int, start: int = 0) -> Iterator[Batch]:
     return iter(
@@ -144,38 +127,23 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
       )
     )
 
-  def dev_batches() -> Iterable[Batch]:
-    return stream("dev", dev_plan, dev_size)
-
-  runs.open_run(root, verb, wanted)
-  if not (root / "first_batch.json").exists():
-    describe_batch(*next(stream("train", plan, loop.batch_size)), tokenizer, root / "first_batch")
-  trained = train(
+  model, figures = tuning.tune(
     encoder,
     _objective(config, temperature),
-    lambda start: stream("train", plan, loop.batch_size, start),
-    total_steps=len(plan),
-    loop=loop,
-    optimizer=config.optimizer,
+    lambda start: stream("train", plans.train, loop.batch_size, start),
+    lambda: stream("dev", plans.dev, plans.dev_size),
+    config=config,
+    verb=verb,
+    wanted=wanted,
+    total_steps=len(plans.train),
+    tokenizer=tokenizer,
     mesh=mesh,
-    workdir=root,
-    dev_batches=dev_batches,
     stage=f"train retriever ({'shuffled lsr' if config.shuffle_teacher else config.loss})",
     progress=progress,
   )
-  save_encoder(
-    trained.model, tokenizer, root / "query_encoder", score_temperature=temperature, passage_encoder=passage_encoder
-  )
-  assert trained.best_dev_loss is not None
-  result = TrainRetrieverResult(
-    query_encoder=str(root / "query_encoder"),
-    steps=trained.steps,
-    best_step=trained.best_step,
-    best_dev_loss=trained.best_dev_loss,
-    nonfinite_steps=trained.nonfinite_steps,
-    programs=plan.buckets,
-  )
-  files.write_json(done, {"loop": dataclasses.asdict(loop), "result": dataclasses.asdict(result)})
+  save_encoder(model, tokenizer, root / "query_encoder", score_temperature=temperature, passage_encoder=passage_encoder)
+  result = TrainRetrieverResult(query_encoder=str(root / "query_encoder"), programs=plans.train.buckets, **figures)
+  tuning.write_result(config.workdir, loop, result)
   return result
 
 

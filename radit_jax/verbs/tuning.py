@@ -1,0 +1,171 @@
+"""What every tuning does around the loop: finds a finished run, plans batches, shows the first, writes the result."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from radit_jax import files, runs, sharding
+from radit_jax.config import LoopConfig, TrainGeneratorConfig, TrainRetrieverConfig
+from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
+from radit_jax.progress import Progress
+from radit_jax.training.loop import Batch, train
+from radit_jax.training.step import Objective
+from radit_jax.verbs.inspect import describe_batch
+
+RESULT = "result.json"
+#: Type of weights that are trained: at a rate of 1e-5 most updates are lost in bfloat16, whose neighbours are 1/256 apart.
+MASTER_DTYPE = "float32"
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plans:
+  """Batches of a tuning, and of its dev set.
+
+  Attributes:
+    train: position is the step number.
+    dev: every dev example once, in at most two row lengths.
+    dev_size: examples of a dev batch over all hosts.
+  """
+
+  train: RunPlan
+  dev: Sequence[PlannedBatch]
+  dev_size: int
+
+
+def make_plans(
+  lengths: Int[np.ndarray, "n"], dev_lengths: Int[np.ndarray, "m"], *, loop: LoopConfig, mesh: Mesh
+) -> Plans:
+  """Plans a tuning from the row lengths of its examples.
+
+  Args:
+    lengths: tokens of the longest row of each training example.
+    dev_lengths: of each dev example.
+    loop: steps, batch size and seed.
+    mesh: its row axes divide every batch.
+  """
+  multiple = row_multiple(jax.default_backend())
+  plan = RunPlan(
+    lengths,
+    batch_size=loop.batch_size,
+    seed=loop.seed,
+    num_steps=loop.steps,
+    epochs=loop.epochs,
+    bucket_multiple=multiple,
+  )
+  dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths)), mesh)
+  dev = plan_in_order(dev_lengths, batch_size=dev_size, bucket_multiple=multiple, max_buckets=2)
+  return Plans(plan, dev, dev_size)
+
+
+def finished_result(
+  kind: type[R], export: str, workdir: str, verb: str, wanted: dict[str, Any], loop: LoopConfig
+) -> R | None:
+  """The result of the run in ``workdir`` if it got to the end of this loop; None if there is anything left to do.
+
+  Args:
+    kind: dataclass of the result.
+    export: its field that names the exported model, and the name of that directory in ``workdir``.
+    workdir: of the run.
+    verb: see :func:`radit_jax.runs.open_run`.
+    wanted: recipe of the call.
+    loop: more or fewer steps than those of the finished run continue it.
+
+  Raises:
+    UserError: the directory belongs to another verb or recipe.
+  """
+  root = pathlib.Path(workdir)
+  if not (root / RESULT).exists():
+    return None
+  runs.open_run(root, verb, wanted)
+  stored = files.read_json(root / RESULT)
+  if stored["loop"] != dataclasses.asdict(loop):
+    return None
+  fields = stored["result"]
+  # The directory may have been moved since; JSON has no tuples.
+  return kind(**{**fields, export: str(root / export), "programs": tuple(fields["programs"])})
+
+
+def write_result(workdir: str, loop: LoopConfig, result: Any) -> None:
+  """Records that the run got to the end of this loop, for :func:`finished_result`."""
+  files.write_json(
+    pathlib.Path(workdir) / RESULT, {"loop": dataclasses.asdict(loop), "result": dataclasses.asdict(result)}
+  )
+
+
+def write_first_batch(workdir: str | pathlib.Path, batches: Callable[[int], Iterator[Batch]], tokenizer: Any) -> None:
+  """Writes ``first_batch.json`` and ``first_batch.txt`` into ``workdir``, unless an earlier call did.
+
+  Args:
+    workdir: of the run.
+    batches: from a start step, as the loop takes them.
+    tokenizer: the one the batches were made with.
+  """
+  stem = pathlib.Path(workdir) / "first_batch"
+  if not stem.with_suffix(".json").exists():
+    describe_batch(*next(batches(0)), tokenizer, stem)
+
+
+def tune(
+  model: Any,
+  objective: Objective,
+  batches: Callable[[int], Iterator[Batch]],
+  dev_batches: Callable[[], Iterable[Batch]],
+  *,
+  config: TrainGeneratorConfig | TrainRetrieverConfig,
+  verb: str,
+  wanted: dict[str, Any],
+  total_steps: int,
+  tokenizer: Any,
+  mesh: Mesh,
+  stage: str,
+  progress: Progress,
+) -> tuple[Any, dict[str, Any]]:
+  """Takes the directory, writes the first batch, and trains.
+
+  Args:
+    model: its weights in `MASTER_DTYPE`.
+    objective: see :data:`radit_jax.training.step.Objective`.
+    batches: from a start step; see :func:`radit_jax.training.loop.train`.
+    dev_batches: to pick the best checkpoint on.
+    config: of the verb: its ``workdir``, ``loop`` and ``optimizer``.
+    verb: see :func:`radit_jax.runs.open_run`.
+    wanted: recipe of the call.
+    total_steps: steps of the whole run.
+    tokenizer: the one the batches were made with.
+    mesh: the model lies on it.
+    stage: name shown in the progress.
+    progress: see :class:`radit_jax.progress.Progress`.
+
+  Returns:
+    The model of the best dev loss, and the fields that every tuning's result has.
+
+  Raises:
+    UserError: the directory belongs to another verb or recipe.
+    TrainingError: repeated non-finite steps.
+    Preempted: SIGTERM; the state is saved.
+  """
+  runs.open_run(config.workdir, verb, wanted)
+  write_first_batch(config.workdir, batches, tokenizer)
+  trained = train(
+    model,
+    objective,
+    batches,
+    total_steps=total_steps,
+    loop=config.loop,
+    optimizer=config.optimizer,
+    mesh=mesh,
+    workdir=config.workdir,
+    dev_batches=dev_batches,
+    stage=stage,
+    progress=progress,
+  )
+  assert trained.best_dev_loss is not None
+  figures = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained) if f.name != "model"}
+  return trained.model, figures
