@@ -21,8 +21,11 @@ import transformers
 
 from radit_jax.config import EmbeddingOptions
 from radit_jax.models.decoder import Decoder
+from radit_jax.models.hf_weights import named_tensors
 from radit_jax.models.pretrained import load_encoder, load_generator, load_tokenizer, save_encoder, save_generator
 from radit_jax.parallel_context import ParallelContextBatch, answer_log_likelihoods
+from radit_jax.retrieval.embed import embed_queries
+from radit_jax.training.step import ralt_objective
 
 VOCAB, TOKENS = 61, 23
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(VOCAB - 4))]
@@ -168,6 +171,27 @@ def run_cached(generator, tokens, mask, at):
   return jnp.concatenate([first, rest.swapaxes(0, 1)], axis=1)
 
 
+def answer_batch(tokens, mask):
+  """The last two tokens of each row are its answer; three passages of one example."""
+  ends = mask.sum(1) - 1
+  return ParallelContextBatch(
+    tokens=jnp.asarray(tokens, jnp.int32),
+    positions=jnp.asarray(positions(mask), jnp.int32),
+    segment_ids=jnp.asarray(mask, jnp.int32),
+    answer_positions=jnp.asarray(ends[:, None] + np.array([-2, -1])),
+    answer_tokens=jnp.asarray(np.stack([row[e - 1 : e + 1] for row, e in zip(tokens, ends, strict=True)])),
+    answer_slot=jnp.arange(3)[:, None] + jnp.zeros((1, 2), jnp.int32),
+    context_mask=jnp.ones((1, 3), bool),
+  )
+
+
+def reference_answers(logits, tokens, mask):
+  """Log-likelihood of the same answers, token by token."""
+  log_probs = torch.log_softmax(logits, -1)
+  ends = mask.sum(1) - 1
+  return torch.stack([sum(log_probs[i, t - 1, tokens[i, t]] for t in (e - 1, e)) for i, e in enumerate(ends)])
+
+
 def measure_generator(case, path, rng):
   """Largest differences from the reference."""
   reference = case.make()
@@ -194,21 +218,10 @@ def measure_generator(case, path, rng):
     }
     for name, difference in found.items():
       worst[name] = max(worst[name], np.abs(difference[mask]).max())
-    log_probs = torch.log_softmax(out.logits, -1)
     if mask[0, -1] and mask[1, 0]:  # padded on the right: the layout of a ParallelContextBatch
-      ends = mask.sum(1) - 1
-      expected = [sum(log_probs[i, t - 1, tokens[i, t]] for t in (e - 1, e)) for i, e in enumerate(ends)]
-      batch = ParallelContextBatch(
-        tokens=jnp.asarray(args[0]),
-        positions=jnp.asarray(args[2]),
-        segment_ids=jnp.asarray(mask.astype(np.int32)),
-        answer_positions=jnp.asarray(ends[:, None] + np.array([-2, -1])),
-        answer_tokens=jnp.asarray(np.stack([tokens[i, e - 1 : e + 1] for i, e in enumerate(ends)])),
-        answer_slot=jnp.arange(3)[:, None] + jnp.zeros((1, 2), jnp.int32),
-        context_mask=jnp.ones((1, 3), bool),
-      )
+      batch = answer_batch(tokens, mask)
       ours = np.asarray(jax.jit(answer_log_likelihoods)(generator, batch).log_likelihood)[0]
-      worst["answer"] = max(worst["answer"], np.abs(ours - np.array([float(e) for e in expected])).max())
+      worst["answer"] = max(worst["answer"], np.abs(ours - reference_answers(out.logits, tokens, mask).numpy()).max())
   return worst, reference, generator
 
 
@@ -252,6 +265,32 @@ def test_generator_equals_transformers(name, tmp_path, rng):
   assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 3
 
 
+def gradient_errors(case, path, rng):
+  """Relative error of the gradient of the RALT loss, by tensor, against torch's autograd."""
+  reference = case.make()
+  reference.save_pretrained(path)
+  tokens, mask = batches(rng)["right"]
+  logits = reference(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(int))).logits
+  (-reference_answers(logits, tokens, mask).sum() / 6).backward()
+
+  def loss(generator, batch):
+    total, count = ralt_objective(generator, batch)
+    return total / count
+
+  gradient = jax.jit(jax.grad(loss))(load_generator(path), answer_batch(tokens, mask))
+  ours = {name: t.read() for name, t in named_tensors(gradient).items()}
+  theirs = {name: p.grad.numpy() for name, p in reference.named_parameters()}
+  assert ours.keys() == theirs.keys()
+  return {n: np.linalg.norm(ours[n] - g) / np.linalg.norm(g) for n, g in theirs.items() if np.linalg.norm(g) > 1e-6}
+
+
+@pytest.mark.parametrize("name", ["Qwen 2.5", "Gemma 2"])
+def test_ralt_gradient_equals_autograd(name, tmp_path, rng):
+  errors = gradient_errors(GENERATORS[name], tmp_path, rng)
+  assert len(errors) > 30
+  assert max(errors.values()) <= 1e-3, max(errors.items(), key=lambda e: e[1])
+
+
 TEXTS = ["w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15", "w20", "w7 w8 w9"]
 
 
@@ -263,15 +302,17 @@ def reference_vectors(path):
   return model.encode_query(TEXTS), model.encode_document(TEXTS)
 
 
-def our_vectors(path, texts, **options):
+def our_vectors(path, side="query", **options):
+  """What `index` and `retrieve` make of texts."""
   encoder = load_encoder(path, options=EmbeddingOptions(**options))
-  ids = [load_tokenizer(path)(t)["input_ids"] for t in texts]
-  longest = max(map(len, ids))
-  tokens, mask = np.zeros((len(ids), longest), np.int32), np.zeros((len(ids), longest), bool)
-  for i, row in enumerate(ids):
-    tokens[i, : len(row)] = row
-    mask[i, : len(row)] = True
-  return np.asarray(jax.jit(lambda e, t, m: e(t, m))(encoder, tokens, mask))
+  return embed_queries(
+    encoder,
+    load_tokenizer(path),
+    TEXTS,
+    max_tokens=encoder.config.max_tokens,
+    prompt=getattr(encoder.config, f"{side}_prompt"),
+    batch_size=4,
+  )
 
 
 def measure_encoder(case, pooling, path, rng):
@@ -307,7 +348,50 @@ def test_encoder_equals_transformers_and_sentence_transformers(name, tmp_path, r
   if case.model != "DPRQuestionEncoder":
     same_files(tmp_path / "in", tmp_path / "out")
   theirs, _ = reference_vectors(tmp_path / "out")
-  np.testing.assert_allclose(our_vectors(tmp_path / "out", TEXTS), theirs, atol=1e-4)
+  np.testing.assert_allclose(our_vectors(tmp_path / "out"), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["XLM-RoBERTa", "Qwen3-Embedding"])
+def test_prompts_and_limits_are_those_of_sentence_transformers(name, tmp_path):
+  case, pooling = ENCODERS[name]
+  case.make().save_pretrained(tmp_path / "in")
+  tokenizer("wrapped").save_pretrained(tmp_path / "in")
+  options = {"query_prompt": "w30 w31 : ", "passage_prompt": "w32 ", "max_tokens": 12}
+  encoder = load_encoder(tmp_path / "in", options=EmbeddingOptions(pooling=pooling, normalize=True, **options))
+  save_encoder(encoder, load_tokenizer(tmp_path / "in"), tmp_path / "out")
+  assert load_encoder(tmp_path / "out").config == encoder.config
+  questions, passages = reference_vectors(tmp_path / "out")
+  assert np.abs(questions - passages).max() > 0.01
+  np.testing.assert_allclose(our_vectors(tmp_path / "out"), questions, atol=1e-5)
+  np.testing.assert_allclose(our_vectors(tmp_path / "out", "passage"), passages, atol=1e-5)
+
+
+def test_only_the_first_dimensions(tmp_path):
+  case, pooling = ENCODERS["Qwen3-Embedding"]
+  case.make().save_pretrained(tmp_path / "in")
+  tokenizer("wrapped").save_pretrained(tmp_path / "in")
+  encoder = load_encoder(tmp_path / "in", options=EmbeddingOptions(pooling=pooling, normalize=True, dimensions=7))
+  assert encoder.dimensions == 7
+  save_encoder(encoder, load_tokenizer(tmp_path / "in"), tmp_path / "out")
+  model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+  theirs = model.encode_query(TEXTS, truncate_dim=7, normalize_embeddings=True)
+  np.testing.assert_allclose(our_vectors(tmp_path / "out"), theirs, atol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)
+
+
+def test_weights_of_other_heads_are_passed_over(tmp_path):
+  """Encoders are also published as the masked language models they were: a prefix before each name, a head beside."""
+  torch.manual_seed(0)
+  masked = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**{**SHAPE, **BERT, "pad_token_id": 1})).eval()
+  masked.save_pretrained(tmp_path / "in")
+  tokenizer("wrapped").save_pretrained(tmp_path / "in")
+  encoder = load_encoder(tmp_path / "in", options=EmbeddingOptions(pooling="cls", normalize=False))
+  tokens = np.arange(4, 14)[None]
+  with torch.no_grad():
+    theirs = masked.roberta(torch.tensor(tokens)).last_hidden_state[:, 0]
+  np.testing.assert_allclose(encoder(tokens, tokens > 0), theirs, atol=1e-5)
+  save_encoder(encoder, load_tokenizer(tmp_path / "in"), tmp_path / "out")
+  np.testing.assert_allclose(our_vectors(tmp_path / "out"), reference_vectors(tmp_path / "out")[0], atol=1e-5)
 
 
 def main():

@@ -19,7 +19,7 @@ from radit_jax.training.step import Objective
 from radit_jax.verbs.inspect import describe_batch
 
 RESULT = "result.json"
-#: Type of weights that are trained: at a rate of 1e-5 most updates are lost in bfloat16, whose neighbours are 1/256 apart.
+#: Type of trained weights: at a rate of 1e-5 most updates are lost in bfloat16, whose neighbours are 1/256 apart.
 MASTER_DTYPE = "float32"
 R = TypeVar("R")
 
