@@ -18,6 +18,10 @@ FREE = ("loop.steps", "loop.epochs", "loop.log_every", "loop.keep", "loop.patien
 FREE_NAMES = ("batch_size", "encode_batch_size", "score_batch_size", "answer_batch_size", "controls", "tune")
 
 
+class StaleInputs(UserError):
+  """A directory made by the same options from other inputs: whoever knows that it is derived may make it anew."""
+
+
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
   """Nested dicts as dotted names.
 
@@ -50,17 +54,18 @@ def check_same(path: str | os.PathLike[str], stored: dict[str, Any], wanted: dic
   """Refuses to continue a directory that was made by another recipe.
 
   Raises:
-    UserError: naming the first field that differs, and both values.
+    UserError: naming the first option that differs, and both values.
+    StaleInputs: all options agree, and an input differs.
   """
-  before, now = flatten(stored), flatten(wanted)
-  for name in [*now, *(n for n in before if n not in now)]:
-    short = name.removeprefix("options.").removeprefix("inputs.")
-    free = short in FREE_NAMES or any(short == f or short.endswith("." + f) for f in FREE)
-    if not free and before.get(name) != now.get(name):
-      raise UserError(
-        f"{path}: made with {short} = {before.get(name)!r}, this call has {now.get(name)!r}; "
-        "choose another directory, or remove this one"
-      )
+  for part, error in (("options", UserError), ("inputs", StaleInputs)):
+    before, now = flatten(stored.get(part, {})), flatten(wanted[part])
+    for name in [*now, *(n for n in before if n not in now)]:
+      free = name in FREE_NAMES or any(name == f or name.endswith("." + f) for f in FREE)
+      if not free and before.get(name) != now.get(name):
+        raise error(
+          f"{path}: made with {name} = {before.get(name)!r}, this call has {now.get(name)!r}; "
+          "choose another directory, or remove this one"
+        )
 
 
 def finished(path: str | os.PathLike[str], kind: str, wanted: dict[str, Any]) -> bool:
@@ -76,8 +81,8 @@ def finished(path: str | os.PathLike[str], kind: str, wanted: dict[str, Any]) ->
   return True
 
 
-def open_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any]) -> None:
-  """Writes ``run.json`` (resolved options, versions, fingerprints), or checks that this call continues the run there.
+def check_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any]) -> None:
+  """Checks that this call continues the run in ``workdir``, if there is one.
 
   Raises:
     UserError: the directory belongs to another verb or recipe.
@@ -88,6 +93,15 @@ def open_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any])
     if stored.get("verb") != verb:
       raise UserError(f"{path}: made by {stored.get('verb')!r}, this is {verb!r}; choose another directory")
     check_same(path, stored["recipe"], wanted)
+
+
+def open_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any]) -> None:
+  """Writes ``run.json`` (resolved options, versions, fingerprints), after :func:`check_run`.
+
+  Raises:
+    UserError: the directory belongs to another verb or recipe.
+  """
+  check_run(workdir, verb, wanted)
   versions = {n: importlib.metadata.version(n) for n in ("jax", "flax", "optax", "orbax-checkpoint", "transformers")}
   versions |= {"radit_jax": radit_jax.__version__, "python": platform.python_version()}
-  files.write_json(path, {"verb": verb, "recipe": wanted, "versions": versions})
+  files.write_json(pathlib.Path(workdir) / RUN, {"verb": verb, "recipe": wanted, "versions": versions})

@@ -40,6 +40,22 @@ def test_another_recipe_is_refused(tmp_path, changed, message):
   assert files.read_json(tmp_path / "run.json")["recipe"] == recipe()  # and what was there stays
 
 
+def test_only_other_inputs_alone_are_stale(tmp_path):
+  """Who derives a directory may make it anew for other inputs, and must not for other options."""
+  other = {**INPUTS, "generator": "9"}
+  runs.open_run(tmp_path, "train", recipe())
+  with pytest.raises(runs.StaleInputs):
+    runs.check_run(tmp_path, "train", recipe(other))
+  with pytest.raises(UserError, match="k = 3") as caught:
+    runs.check_run(tmp_path, "train", recipe(other, k=4))
+  assert not isinstance(caught.value, runs.StaleInputs)
+
+
+def test_checking_writes_nothing(tmp_path):
+  runs.check_run(tmp_path / "new", "train", recipe())
+  assert not (tmp_path / "new").exists()
+
+
 def test_length_logging_and_retention_may_change(tmp_path):
   runs.open_run(tmp_path, "train", recipe())
   runs.open_run(tmp_path, "train", recipe(loop=LoopConfig(steps=50, log_every=1, keep=3, patience=2)))

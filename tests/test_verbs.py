@@ -184,6 +184,23 @@ def retriever_config(made, parts, workdir, **changes):
   return c.TrainRetrieverConfig(**{**fields, **changes})
 
 
+def run_config(parts, workdir, **changes):
+  fields = {
+    "workdir": str(workdir),
+    "k": 5,
+    "k_train": 2,
+    "backend": "exact",
+    "prompt": PROMPT,
+    "generator_tuning": c.TuningConfig(OPTIMIZER, LOOP),
+    "retriever_tuning": c.TuningConfig(OPTIMIZER, LOOP),
+    "encode_batch_size": 16,
+    "score_batch_size": 8,
+    "answer_batch_size": 8,
+    **parts,
+  }
+  return c.RunConfig(**{**fields, **changes})
+
+
 def test_split_is_by_group_and_whole(made):
   groups = {name: {q["group"] for q in read_split(f"{made}/split/{name}.jsonl")} for name in ("train", "dev", "test")}
   assert sum(map(len, groups.values())) == 40
@@ -227,8 +244,7 @@ def test_generator_is_tuned_exported_and_kept(made, parts, tmp_path, method):
   cfg = generator_config(made, parts, tmp_path / "run", method=method)
   first = train_generator(cfg)
   assert fingerprint(first.generator) != fingerprint(parts["generator"])
-  lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-  assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4]
+  assert steps_of(tmp_path / "run") == [1, 2, 3, 4]
   assert (tmp_path / "run/first_batch.json").exists()
   before = (tmp_path / "run/generator/model.safetensors").stat().st_mtime_ns
   assert train_generator(cfg) == first
@@ -399,39 +415,12 @@ def test_line_separators_of_unicode_stay_in_a_question(tmp_path):
 
 @pytest.mark.parametrize(("tune", "rows"), [("generator", ["lm_ft"]), ("retriever", ["r_ft"])])
 def test_run_of_one_tuning_leaves_the_other_rows_empty(parts, tmp_path, tune, rows):
-  cfg = c.RunConfig(
-    workdir=str(tmp_path / "run"),
-    k=3,
-    k_train=2,
-    backend="exact",
-    tune=tune,
-    prompt=PROMPT,
-    generator_tuning=c.TuningConfig(OPTIMIZER, LOOP),
-    retriever_tuning=c.TuningConfig(OPTIMIZER, LOOP),
-    encode_batch_size=16,
-    score_batch_size=8,
-    answer_batch_size=8,
-    **parts,
-  )
-  report = run(cfg).report
+  report = run(run_config(parts, tmp_path / "run", k=3, tune=tune)).report
   assert [n for n, row in report["rows"].items() if row["n"]] == ["closed_book", "base", *rows]
 
 
 def test_run_makes_the_report_and_restarts(parts, tmp_path):
-  cfg = c.RunConfig(
-    workdir=str(tmp_path / "run"),
-    k=5,
-    k_train=2,
-    backend="exact",
-    controls=True,
-    prompt=PROMPT,
-    generator_tuning=c.TuningConfig(OPTIMIZER, LOOP),
-    retriever_tuning=c.TuningConfig(OPTIMIZER, LOOP),
-    encode_batch_size=16,
-    score_batch_size=8,
-    answer_batch_size=8,
-    **parts,
-  )
+  cfg = run_config(parts, tmp_path / "run", controls=True, teacher="tuned")
   first = run(cfg)
   report = files.read_json(tmp_path / "run/report.json")
   assert list(report["rows"])[:7] == ["closed_book", "base", "it", "lm_ft", "r_ft", "ra_dit", "ra_dit_gold"]
@@ -446,15 +435,69 @@ def test_run_makes_the_report_and_restarts(parts, tmp_path):
   second = run(cfg)
   assert second.report["rows"] == first.report["rows"]
   assert (tmp_path / "run/train_generator/generator/model.safetensors").stat().st_mtime_ns == kept
-  # More steps are the same run: what was made with the shorter tunings is made again.
+  # More steps are the same run: what was made with the shorter tuning is made again, the controls too.
+  base = (tmp_path / "run/evaluation/base.json").stat().st_mtime_ns
   longer = c.TuningConfig(OPTIMIZER, dataclasses.replace(LOOP, steps=6))
-  third = run(dataclasses.replace(cfg, controls=False, generator_tuning=longer, retriever_tuning=longer))
-  lines = [json.loads(x) for x in (tmp_path / "run/train_generator/metrics.jsonl").read_text().splitlines()]
-  assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4, 5, 6]
+  third = run(dataclasses.replace(cfg, generator_tuning=longer))
+  assert steps_of(tmp_path / "run/train_generator") == [1, 2, 3, 4, 5, 6]
   assert third.report["rows"]["closed_book"] == first.report["rows"]["closed_book"]
+  assert (tmp_path / "run/evaluation/base.json").stat().st_mtime_ns == base
+  here = {
+    name: fingerprint(tmp_path / "run" / name / "generator") for name in ("train_generator", "train_generator_it")
+  }
+  assert files.read_json(tmp_path / "run/scores/train/manifest.json")["generator"] == here["train_generator"]
+  assert steps_of(tmp_path / "run/train_retriever") == [1, 2, 3, 4]  # from the start, on the new scores
+  for row, name in (("it", "train_generator_it"), ("lm_ft", "train_generator"), ("ra_dit_gold", "train_generator")):
+    assert files.read_json(tmp_path / f"run/evaluation/{row}.json")["recipe"]["inputs"]["generator"] == here[name]
+  for name in ("lsr", "shuffled", "contrastive"):
+    run_of = "train_retriever" if name == "lsr" else f"train_retriever_{name}"
+    encoder = files.read_json(tmp_path / f"run/retrieved/{name}/test/manifest.json")["query_encoder"]
+    assert encoder == fingerprint(tmp_path / "run" / run_of / "query_encoder")
   # Another recipe on the same directory is refused with the field and both values.
   with pytest.raises(UserError, match=r"k = 5, this call has 4"):
     run(dataclasses.replace(cfg, k=4))
+
+
+def test_a_generator_that_is_no_work_of_the_run_is_never_made_anew_for(parts, tmp_path):
+  """Only what the run tuned itself may change under it: another base is another run, and nothing is removed."""
+  cfg = run_config(parts, tmp_path / "run", k=3, tune="retriever")
+  run(cfg)
+  shutil.copytree(parts["generator"], tmp_path / "generator")
+  (tmp_path / "generator/notes.txt").write_text("another one")
+  kept = (tmp_path / "run/scores/train/manifest.json").stat().st_mtime_ns
+  with pytest.raises(UserError, match=r"scores.*made with generator = "):
+    run(dataclasses.replace(cfg, generator=str(tmp_path / "generator")))
+  assert (tmp_path / "run/scores/train/manifest.json").stat().st_mtime_ns == kept
+
+
+def test_what_run_refuses_can_be_corrected_in_the_same_directory(parts, tmp_path):
+  """Before the tunings begin no option is nailed down: each of these would otherwise stand in run.json."""
+  longer = [{**q, "answers": [f"{q['answers'][0]} by the river"]} for q in questions()]
+  asked = {"questions": write_lines(tmp_path / "questions.jsonl", longer)}
+  prompt = dataclasses.replace(PROMPT, max_answer_tokens=24)
+  cfg = run_config(parts, tmp_path / "run", k=3, tune="generator", prompt=prompt, **asked)
+  tuning = c.TuningConfig(OPTIMIZER, dataclasses.replace(LOOP, batch_size=3))
+  for changes, message in (
+    ({"teacher": f"{tmp_path}/nowhere"}, "nowhere: no such directory"),
+    ({"prompt": dataclasses.replace(PROMPT, max_tokens=4096)}, "max_tokens 4096: the generator has 2048 positions"),
+    ({"generator_tuning": tuning}, "multiple of 8"),
+    ({"retriever_tuning": tuning}, "multiple of 8"),
+    ({"corpus": f"{tmp_path}/nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+  ):
+    with pytest.raises(UserError, match=message):
+      run(dataclasses.replace(cfg, **changes))
+    assert not (tmp_path / "run").exists()
+  with pytest.raises(UserError, match=r"k = 41 passages per question, .*corpus.jsonl makes 40; lower --k"):
+    run(dataclasses.replace(cfg, k=41))
+  with pytest.raises(UserError, match=r"question 'q\d+': answer '\w+ by the river'"):
+    run(dataclasses.replace(cfg, prompt=dataclasses.replace(PROMPT, max_answer_tokens=2)))
+  assert not (tmp_path / "run/run.json").exists()
+  assert run(cfg).report["rows"]["lm_ft"]["n"]
+
+
+def steps_of(workdir):
+  lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [x["step"] for x in lines if "loss" in x]
 
 
 GOOD_DOCUMENT = {"id": "a", "text": "A town."}

@@ -21,7 +21,8 @@ from radit_jax.quickstart.world import make_world, write_world
 from radit_jax.sharding import make_mesh
 from radit_jax.training.loop import Batch, train
 from radit_jax.training.step import PairBatch, pair_objective, ralt_objective
-from radit_jax.verbs.run import RunResult, Stages, open_workdir, run
+from radit_jax.verbs.run import RunResult, run
+from radit_jax.verbs.workdir import Stages, open_workdir
 
 #: Bands outside of which the comparison says nothing: a base that cannot read, or has nothing left to learn.
 BASE_EXACT_MATCH = (0.15, 0.45)

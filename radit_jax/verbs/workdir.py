@@ -1,0 +1,289 @@
+"""The directory of `radit run`: its stages, each a verb called with the run's options, and what they cost."""
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from radit_jax import files, runs
+from radit_jax.config import (
+  EvaluateConfig,
+  IndexConfig,
+  PrepareConfig,
+  RetrieveConfig,
+  RunConfig,
+  ScoreConfig,
+  TrainGeneratorConfig,
+  TrainRetrieverConfig,
+)
+from radit_jax.data.batches import row_lengths
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.examples import RetrievedStore
+from radit_jax.data.prompts import Prompt
+from radit_jax.errors import UserError
+from radit_jax.models.hf_config import read_generator_config
+from radit_jax.models.pretrained import fingerprint, load_tokenizer
+from radit_jax.progress import Progress
+from radit_jax.sharding import check_rows, make_mesh
+from radit_jax.verbs.evaluate import EvaluateResult, evaluate
+from radit_jax.verbs.index import index
+from radit_jax.verbs.prepare import prepare, read_split
+from radit_jax.verbs.retrieve import retrieve
+from radit_jax.verbs.score import score
+from radit_jax.verbs.train_generator import TrainGeneratorResult, train_generator
+from radit_jax.verbs.train_retriever import TrainRetrieverResult, train_retriever
+
+T = TypeVar("T")
+
+
+class Stages:
+  """Seconds of each stage over all calls: what a killed call did counts, what a later one found finished does not.
+
+  A call that refuses its input has done nothing, and leaves nothing here.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    stored = files.read_json(path) if path.exists() else {"seconds": {}, "finished": []}
+    self.seconds: dict[str, float] = stored["seconds"]
+    self._finished: list[str] = stored["finished"]
+
+  @contextlib.contextmanager
+  def __call__(self, name: str) -> Iterator[None]:
+    start = time.monotonic()
+    try:
+      yield
+    except BaseException as e:
+      if not isinstance(e, UserError):
+        self._add(name, start)
+      raise
+    if name not in self._finished:
+      self._finished.append(name)
+      self._add(name, start)
+
+  def _add(self, name: str, start: float) -> None:
+    self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
+    files.write_json(self._path, {"seconds": self.seconds, "finished": self._finished})
+
+
+def open_workdir(config: RunConfig) -> None:
+  """Writes the run's ``run.json``, or checks that this call continues the run there.
+
+  Raises:
+    UserError: another verb or other options made the directory.
+  """
+  runs.open_run(config.workdir, "run", _recipe(config))
+
+
+def _recipe(config: RunConfig) -> dict[str, Any]:
+  wanted = runs.recipe(config, inputs={})
+  # Where the files lie does not matter: each stage records the fingerprints of what it read.
+  for name in ("corpus", "questions", "generator", "encoder", "passage_encoder"):
+    wanted["options"].pop(name)
+  return wanted
+
+
+class Workdir:
+  """Directory of a run: where each stage's files lie, and the configs that make them. One place, so all stages agree.
+
+  Args:
+    config: of the run.
+    progress: passed to each verb.
+
+  Attributes:
+    root: the directory.
+    stages: their seconds.
+    counts: questions of each split, known after :meth:`make`.
+  """
+
+  def __init__(self, config: RunConfig, progress: Progress):
+    self.config, self.progress = config, progress
+    self.root = pathlib.Path(config.workdir)
+    self.stages = Stages(self.root / "stages.json")
+    self.counts: dict[str, int] = {}
+
+  def make(self) -> None:
+    """Makes and checks what the tunings read, and only then takes the directory: a refused call can be corrected.
+
+    Raises:
+      UserError: whatever is wrong with the input, or options that differ from those of the run that is here.
+    """
+    c = self.config
+    models = [c.generator, c.encoder, *([c.passage_encoder] if c.passage_encoder else [])]
+    for path in models if c.teacher in ("base", "tuned") else [*models, c.teacher]:
+      fingerprint(path)  # a wrong path is told before anything is made
+    runs.check_run(c.workdir, "run", _recipe(c))
+    mesh = make_mesh(c.mesh)
+    for tuning in (c.generator_tuning, c.retriever_tuning):
+      check_rows(tuning.loop.batch_size, mesh)
+    prompt = Prompt(load_tokenizer(c.generator), c.prompt)
+    prompt.check_positions(read_generator_config(pathlib.Path(c.generator)).max_positions)
+    with self.stages("prepare"):
+      prepared = self._call(prepare, self._prepare_config())
+    if c.k > prepared.num_passages:
+      raise UserError(f"k = {c.k} passages per question, {c.corpus} makes {prepared.num_passages}; lower --k")
+    self.counts = prepared.num_questions
+    with self.stages("index"):
+      self._call(index, self._index_config())
+    with self.stages("retrieve"):
+      for split in ("train", "dev", "test"):
+        self.retrieve(split, "base", c.encoder)
+        # Finds an answer that is too long now, named, and not after hours of training.
+        store = RetrievedStore(self._path("retrieved", "base", split))
+        row_lengths(store, PassageStore(self._path("passages")), prompt, k=1, with_passages=False)
+    open_workdir(c)
+
+  def all_gold(self, split: str) -> bool:
+    """Whether every question of a split names its gold passage."""
+    return all(q["gold_rows"] for q in read_split(self._path("split", f"{split}.jsonl")))
+
+  def retrieve(self, split: str, name: str, encoder: str) -> dict[int, float]:
+    """Retrieves one split with one query encoder; returns recall by k."""
+    return self._call(retrieve, self._retrieve_config(split, name, encoder), derived=name != "base").recall
+
+  def train_generator(self, method: str) -> TrainGeneratorResult:
+    """Tunes by RALT ("ralt"), or by plain instruction tuning ("it") for as many steps."""
+    return self._call(train_generator, self._generator_config(method))
+
+  def score(self, split: str, teacher: str) -> None:
+    """Stores the teacher's scores of one split."""
+    self._call(score, self._score_config(split, teacher), derived=self.config.teacher == "tuned")
+
+  def train_retriever(self, name: str) -> TrainRetrieverResult:
+    """Tunes by LSR ("lsr"), LSR with a shuffled teacher ("shuffled"), or the baseline ("contrastive")."""
+    return self._call(train_retriever, self._retriever_config(name), derived=self.config.teacher == "tuned")
+
+  def evaluate(self, name: str, generator: str, retriever: str, mode: str) -> EvaluateResult:
+    """Measures one row of the table."""
+    derived = generator != self.config.generator or retriever != "base"
+    return self._call(evaluate, self._evaluate_config(name, generator, retriever, mode), derived=derived)
+
+  def _path(self, *parts: str) -> str:
+    return str(self.root.joinpath(*parts))
+
+  def _call(self, verb: Callable[..., T], config: Any, *, derived: bool = False) -> T:
+    """Calls a verb. What an earlier state of a model tuned here went into is derived: it is removed and made anew."""
+    try:
+      return verb(config, progress=self.progress)
+    except runs.StaleInputs:
+      if not derived:
+        raise
+    place = pathlib.Path(config.workdir if hasattr(config, "workdir") else config.out)
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    return verb(config, progress=self.progress)
+
+  def _prepare_config(self) -> PrepareConfig:
+    c = self.config
+    return PrepareConfig(
+      workdir=c.workdir,
+      corpus=c.corpus,
+      questions=c.questions,
+      corpus_format=c.corpus_format,
+      questions_format=c.questions_format,
+      max_passage_words=c.max_passage_words,
+      split_by=c.split_by,
+      dev_fraction=c.dev_fraction,
+      test_fraction=c.test_fraction,
+      seed=c.seed,
+      on_error=c.on_error,
+    )
+
+  def _index_config(self) -> IndexConfig:
+    c = self.config
+    return IndexConfig(
+      passages=self._path("passages"),
+      encoder=c.passage_encoder or c.encoder,
+      embeddings=self._path("embeddings"),
+      index=self._path("index"),
+      backend=c.backend,
+      batch_size=c.encode_batch_size,
+      mesh=c.mesh,
+    )
+
+  def _retrieve_config(self, split: str, name: str, encoder: str) -> RetrieveConfig:
+    c = self.config
+    return RetrieveConfig(
+      questions=self._path("split", f"{split}.jsonl"),
+      passages=self._path("passages"),
+      index=self._path("index"),
+      encoder=encoder,
+      passage_encoder=c.passage_encoder,
+      out=self._path("retrieved", name, split),
+      k=c.k,
+      limit={"train": c.train_questions, "dev": c.dev_questions, "test": None}[split],
+      batch_size=c.encode_batch_size,
+      seed=c.seed,
+      mesh=c.mesh,
+    )
+
+  def _generator_config(self, method: str) -> TrainGeneratorConfig:
+    c = self.config
+    return TrainGeneratorConfig(
+      workdir=self._path("train_generator" if method == "ralt" else f"train_generator_{method}"),
+      generator=c.generator,
+      retrieved=self._path("retrieved", "base", "train"),
+      dev_retrieved=self._path("retrieved", "base", "dev"),
+      passages=self._path("passages"),
+      method=method,  # type: ignore[arg-type]
+      k=c.k_train,
+      prompt=c.prompt,
+      optimizer=c.generator_tuning.optimizer,
+      loop=dataclasses.replace(c.generator_tuning.loop, seed=c.seed),
+      dtype=c.dtype,
+      mesh=c.mesh,
+    )
+
+  def _score_config(self, split: str, teacher: str) -> ScoreConfig:
+    c = self.config
+    return ScoreConfig(
+      generator=teacher,
+      retrieved=self._path("retrieved", "base", split),
+      passages=self._path("passages"),
+      out=self._path("scores", split),
+      k=c.k,
+      prompt=c.prompt,
+      batch_size=c.score_batch_size,
+      dtype=c.dtype,
+      mesh=c.mesh,
+    )
+
+  def _retriever_config(self, name: str) -> TrainRetrieverConfig:
+    c = self.config
+    return TrainRetrieverConfig(
+      workdir=self._path("train_retriever" if name == "lsr" else f"train_retriever_{name}"),
+      encoder=c.encoder,
+      retrieved=self._path("retrieved", "base", "train"),
+      dev_retrieved=self._path("retrieved", "base", "dev"),
+      index=self._path("index"),
+      passage_encoder=c.passage_encoder,
+      scores=self._path("scores", "train"),
+      dev_scores=self._path("scores", "dev"),
+      loss="contrastive" if name == "contrastive" else "lsr",
+      k=c.k,
+      score=c.score,
+      lm_temperature=c.lm_temperature,
+      shuffle_teacher=name == "shuffled",
+      optimizer=c.retriever_tuning.optimizer,
+      loop=dataclasses.replace(c.retriever_tuning.loop, seed=c.seed),
+      mesh=c.mesh,
+    )
+
+  def _evaluate_config(self, name: str, generator: str, retriever: str, mode: str) -> EvaluateConfig:
+    c = self.config
+    return EvaluateConfig(
+      generator=generator,
+      retrieved=self._path("retrieved", retriever, "test"),
+      passages=self._path("passages"),
+      out=self._path("evaluation", f"{name}.json"),
+      mode=mode,  # type: ignore[arg-type]
+      k=c.k,
+      limit=c.test_questions,
+      prompt=c.prompt,
+      batch_size=c.answer_batch_size,
+      seed=c.seed,
+      dtype=c.dtype,
+      mesh=c.mesh,
+    )
