@@ -33,6 +33,7 @@ from radit_jax.sharding import make_mesh
 from radit_jax.training.loop import Batch, train
 from radit_jax.training.step import ralt_objective
 from radit_jax.verbs.prepare import read_split
+from radit_jax.verbs.tuning import write_first_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +120,7 @@ def main(config: Config) -> None:
       rows = [(ends[0] + row + ends[1])[-config.max_tokens :] for row in ids]
       yield tuple(f"text-{i}" for i in drawn), text_to_batch(rows, config.max_tokens)
 
+  write_first_batch(f"{config.out}.run", batches, tokenizer)
   with Display() as progress:
     trained = train(
       generator,

@@ -16,11 +16,13 @@ from radit_jax.data.corpus import PassageStore, write_passages
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, write_retrieved, write_scores
 from radit_jax.data.plan import RunPlan
 from radit_jax.data.prompts import Prompt
+from radit_jax.data.rows import text_to_batch
 from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.pretrained import load_generator, load_tokenizer, save_generator
 from radit_jax.parallel_context import LSRBatch, answer_log_likelihoods
+from radit_jax.training.step import PairBatch
 from radit_jax.verbs.inspect import describe_batch, inspect
 
 WORDS = ["Background:", "Q:", "Question:", "A:", "Answer:", "who", "is", "?", *(f"n{i}" for i in range(20))]
@@ -204,6 +206,34 @@ def test_a_training_run_writes_its_first_batch_this_way(files, tmp_path):
   assert GREEN not in text
   assert "⟦n9 n8 <eos>⟧" in text
   assert "q1 · passage 3: none" in text
+
+
+def test_a_text_is_one_row_and_all_but_its_first_token_is_learnt(files, tmp_path):
+  describe_batch(
+    ("text-0", "text-1"), text_to_batch([[1, 9, 10, 2], [1]], 6), load_tokenizer(files / "generator"), tmp_path / "b"
+  )
+  (first,), (second,) = [e["rows"] for e in json.loads((tmp_path / "b.json").read_text())["examples"]]
+  assert first["tokens"] == [1, 9, 10, 2]
+  assert first["answer_mask"] == [0, 1, 1, 1]
+  assert second is None  # nothing to predict in a single token
+  text = (tmp_path / "b.txt").read_text()
+  assert "text-0: 4 tokens, 3 of them answer\n  <bos>⟦" in text
+  assert "text-1: none" in text
+
+
+def test_a_warm_starts_pairs(files, tmp_path):
+  batch = PairBatch(
+    query_tokens=np.array([[8, 9, 0], [10, 0, 0]], np.int32),
+    query_mask=np.array([[True, True, False], [True, False, False]]),
+    passage_tokens=np.array([[11, 12], [13, 0]], np.int32),
+    passage_mask=np.array([[True, True], [True, False]]),
+  )
+  describe_batch(("pair-0", "pair-1"), batch, load_tokenizer(files / "generator"), tmp_path / "first_batch")
+  data = json.loads((tmp_path / "first_batch.json").read_text())
+  assert (data["pairs"], data["tokens_per_query"], data["tokens_per_passage"]) == (2, 3, 2)
+  assert data["examples"][0]["query"] == {"tokens": [8, 9], "text": "who is"}
+  assert data["examples"][1]["passage"]["tokens"] == [13]
+  assert "pair-0 · passage: ⟦n0 n1⟧\n  ids 11 12" in (tmp_path / "first_batch.txt").read_text()
 
 
 def test_a_retrievers_first_batch(files, tmp_path, rng):

@@ -22,6 +22,7 @@ from radit_jax.sharding import make_mesh
 from radit_jax.training.loop import Batch, train
 from radit_jax.training.step import PairBatch, pair_objective, ralt_objective
 from radit_jax.verbs.run import RunResult, run
+from radit_jax.verbs.tuning import write_first_batch
 from radit_jax.verbs.workdir import Stages, open_workdir
 
 #: Bands outside of which the comparison says nothing: a base that cannot read, or has nothing left to learn.
@@ -87,8 +88,9 @@ def _make_generator(world: Any, seed: int, root: pathlib.Path, progress: Progres
 
   def batches(start: int) -> Iterator[Batch]:
     rows = parts.generator_batches(world, tokenizer, seed, batch_size=loop.batch_size)
-    return _numbered(start, rows, lambda ids: text_to_batch(ids, parts.GENERATOR_TOKENS))
+    return _numbered("text", start, rows, loop.batch_size, lambda ids: text_to_batch(ids, parts.GENERATOR_TOKENS))
 
+  write_first_batch(root / "pretrain_generator", batches, tokenizer)
   trained = train(
     Decoder(parts.generator_config(len(tokenizer)), rngs=nnx.Rngs(seed)),
     ralt_objective,
@@ -114,8 +116,9 @@ def _make_encoder(world: Any, seed: int, root: pathlib.Path, progress: Progress)
 
   def batches(start: int) -> Iterator[Batch]:
     rows = parts.encoder_batches(world, tokenizer, seed, batch_size=loop.batch_size)
-    return _numbered(start, rows, pairs)
+    return _numbered("pair", start, rows, loop.batch_size, pairs)
 
+  write_first_batch(root / "pretrain_encoder", batches, tokenizer)
   # One encoder for both sides: questions and passages are in one language, and half the weights learn in half the time.
   shared = TextEncoder(Bert(config, rngs=nnx.Rngs(seed + 1)), parts.EMBEDDING)
   trained = train(
@@ -138,10 +141,10 @@ def shared_pair_objective(encoder: TextEncoder, batch: PairBatch) -> tuple[Any, 
   return pair_objective(DualEncoder(encoder, encoder, default_temperature(normalize=encoder.config.normalize)), batch)
 
 
-def _numbered(start: int, rows: Iterator[Any], make: Callable[[Any], Any]) -> Iterator[Batch]:
+def _numbered(name: str, start: int, rows: Iterator[Any], size: int, make: Callable[[Any], Any]) -> Iterator[Batch]:
   """Batches from a start step on; what is skipped is drawn, so that the draws stay those of an uninterrupted run."""
   for step, ids in enumerate(itertools.islice(rows, start, None), start):
-    yield (f"pre-training batch {step}",), make(ids)
+    yield tuple(f"{name}-{step * size + i}" for i in range(size)), make(ids)
 
 
 def _padded(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

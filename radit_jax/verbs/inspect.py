@@ -25,7 +25,15 @@ from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer
 from radit_jax.parallel_context import LSRBatch, ParallelContextBatch, answer_log_likelihoods
 from radit_jax.progress import Progress, silent
-from radit_jax.verbs.inspect_text import Mark, batch_lines, example_lines, lsr_batch_lines, ranking_lines
+from radit_jax.training.step import PairBatch
+from radit_jax.verbs.inspect_text import (
+  Mark,
+  batch_lines,
+  example_lines,
+  lsr_batch_lines,
+  pair_batch_lines,
+  ranking_lines,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +121,7 @@ def inspect(config: InspectConfig, *, progress: Progress = silent) -> InspectRes
 
 
 def describe_batch(
-  ids: Sequence[str], batch: ParallelContextBatch | LSRBatch, tokenizer: Any, stem: str | os.PathLike[str]
+  ids: Sequence[str], batch: ParallelContextBatch | LSRBatch | PairBatch, tokenizer: Any, stem: str | os.PathLike[str]
 ) -> None:
   """Writes a training batch as ``<stem>.json`` and ``<stem>.txt``, read back from the arrays the model gets.
 
@@ -125,6 +133,8 @@ def describe_batch(
   """
   if isinstance(batch, LSRBatch):
     data, lines = _lsr_batch_data(ids, batch, tokenizer), lsr_batch_lines
+  elif isinstance(batch, PairBatch):
+    data, lines = _pair_batch_data(ids, batch, tokenizer), pair_batch_lines
   else:
     data, lines = _batch_data(ids, batch, tokenizer), batch_lines
   path = pathlib.Path(stem)
@@ -225,7 +235,6 @@ def _rendered_data(row: Rendered, tokenizer: Any) -> dict[str, Any]:
 def _lsr_batch_data(ids: Sequence[str], batch: LSRBatch, tokenizer: Any) -> dict[str, Any]:
   examples = []
   for b, name in enumerate(ids):
-    tokens = batch.query_tokens[b][batch.query_mask[b]].tolist()
     passages = [
       {
         "row": int(batch.passage_rows[b, j]),
@@ -235,9 +244,32 @@ def _lsr_batch_data(ids: Sequence[str], batch: LSRBatch, tokenizer: Any) -> dict
       }
       for j in np.flatnonzero(batch.context_mask[b])
     ]
-    query = {"tokens": tokens, "text": _decode(tokenizer, tokens)}
+    query = _real_tokens(batch.query_tokens[b], batch.query_mask[b], tokenizer)
     examples.append({"id": name, "query": query, "passages": passages})
   return {"queries": batch.query_tokens.shape[0], "tokens_per_query": batch.query_tokens.shape[1], "examples": examples}
+
+
+def _pair_batch_data(ids: Sequence[str], batch: PairBatch, tokenizer: Any) -> dict[str, Any]:
+  examples = [
+    {
+      "id": name,
+      "query": _real_tokens(batch.query_tokens[b], batch.query_mask[b], tokenizer),
+      "passage": _real_tokens(batch.passage_tokens[b], batch.passage_mask[b], tokenizer),
+    }
+    for b, name in enumerate(ids)
+  ]
+  pairs, width = batch.query_tokens.shape
+  return {
+    "pairs": pairs,
+    "tokens_per_query": width,
+    "tokens_per_passage": batch.passage_tokens.shape[1],
+    "examples": examples,
+  }
+
+
+def _real_tokens(tokens: Any, mask: Any, tokenizer: Any) -> dict[str, Any]:
+  ids = tokens[mask].tolist()
+  return {"tokens": ids, "text": _decode(tokenizer, ids)}
 
 
 def _add_ranking(

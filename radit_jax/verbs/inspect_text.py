@@ -34,10 +34,12 @@ def batch_lines(data: dict[str, Any], mark: Mark) -> Iterator[str]:
   for example in data["examples"]:
     for j, row in enumerate(example["rows"], 1):
       yield ""
+      # A single row may be closed book, or plain text: then there is no passage to speak of.
+      name = f"{example['id']} · passage {j}" if len(example["rows"]) > 1 else example["id"]
       if row is None:
-        yield f"{example['id']} · passage {j}: none"
+        yield f"{name}: none"
         continue
-      yield f"{example['id']} · passage {j}: {len(row['tokens'])} tokens, {sum(row['answer_mask'])} of them answer"
+      yield f"{name}: {len(row['tokens'])} tokens, {sum(row['answer_mask'])} of them answer"
       yield from _row_lines(row, mark, "  ")
 
 
@@ -99,3 +101,16 @@ def lsr_batch_lines(data: dict[str, Any], mark: Mark) -> Iterator[str]:
     for p in example["passages"]:
       shown = f"row {p['row']}{' · gold' * p['gold']}"
       yield f"  {mark(shown) if p['gold'] else shown}: log p(y) {p['log_likelihood']:.3f} of {p['num_tokens']} tokens"
+
+
+def pair_batch_lines(data: dict[str, Any], mark: Mark) -> Iterator[str]:
+  """A warm start's batch: each query with the passage that belongs to it, marked."""
+  yield (
+    f"{data['pairs']} queries of {data['tokens_per_query']} tokens, their passages of {data['tokens_per_passage']}, "
+    f"padding included; a query's own passage is marked {mark('so')}, all the others are its negatives"
+  )
+  for example in data["examples"]:
+    yield ""
+    for name, shown in (("query", example["query"]["text"]), ("passage", mark(example["passage"]["text"]))):
+      yield f"{example['id']} · {name}: {shown}"
+      yield f"  ids {' '.join(map(str, example[name]['tokens']))}"
