@@ -10,6 +10,7 @@ from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.models.bert import BertConfig
 from radit_jax.models.decoder import Activation, DecoderConfig
+from radit_jax.models.hub import local_directory
 from radit_jax.models.rotary import Rotary
 from radit_jax.models.source import SourceFiles
 
@@ -62,7 +63,7 @@ def _read(
   path: str | os.PathLike[str], families: dict[str, str], heads: tuple[str, ...], role: str
 ) -> tuple[pathlib.Path, dict[str, Any], SourceFiles]:
   """The file, its values with the family's defaults filled in, and its text."""
-  file = pathlib.Path(path) / "config.json"
+  file = local_directory(path) / "config.json"
   raw = files.read_json(file)
   if not isinstance(raw, dict):
     raise UserError(f"{file}: must be a JSON object")

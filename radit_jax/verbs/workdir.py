@@ -120,7 +120,7 @@ class Workdir:
     for tuning in (c.generator_tuning, c.retriever_tuning):
       check_rows(tuning.loop.batch_size, mesh)
     prompt = Prompt(load_tokenizer(c.generator), c.prompt)
-    prompt.check_positions(read_generator_config(pathlib.Path(c.generator)).max_positions)
+    prompt.check_positions(read_generator_config(c.generator).max_positions)
     with self.stages("prepare"):
       prepared = self._call(prepare, self._prepare_config())
     if c.k > prepared.num_passages:
@@ -200,6 +200,7 @@ class Workdir:
       index=self._path("index"),
       backend=c.backend,
       batch_size=c.encode_batch_size,
+      embedding=c.embedding,
       mesh=c.mesh,
     )
 
@@ -216,6 +217,7 @@ class Workdir:
       limit={"train": c.train_questions, "dev": c.dev_questions, "test": None}[split],
       batch_size=c.encode_batch_size,
       seed=c.seed,
+      embedding=c.embedding,
       mesh=c.mesh,
     )
 
@@ -268,6 +270,7 @@ class Workdir:
       shuffle_teacher=name == "shuffled",
       optimizer=c.retriever_tuning.optimizer,
       loop=dataclasses.replace(c.retriever_tuning.loop, seed=c.seed),
+      embedding=c.embedding,
       mesh=c.mesh,
     )
 
