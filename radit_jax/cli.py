@@ -34,12 +34,13 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "train-generator": ("radit_jax.verbs.train_generator", "train_generator", configs.TrainGeneratorConfig),
   "train-retriever": ("radit_jax.verbs.train_retriever", "train_retriever", configs.TrainRetrieverConfig),
   "evaluate": ("radit_jax.verbs.evaluate", "evaluate", configs.EvaluateConfig),
+  "export": ("radit_jax.verbs.export", "export", configs.ExportConfig),
   "ask": ("radit_jax.verbs.ask", "ask", configs.AskConfig),
   "inspect": ("radit_jax.verbs.inspect", "inspect", configs.InspectConfig),
   "convert": ("radit_jax.verbs.convert", "convert", configs.ConvertConfig),
 }
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.
-LEADING = {"ask": "question", "inspect": "what", "convert": "source"}
+LEADING = {"ask": "question", "inspect": "what", "export": "run", "convert": "source"}
 #: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.
 _PATH_ERRORS = {
   *(errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),

@@ -495,6 +495,23 @@ class AskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+  """Writes what a run tuned as directories to publish and to serve, with model card, recipe and licences.
+
+  Attributes:
+    run: directory of `radit run`, `radit quickstart`, `radit train-generator` or `radit train-retriever`.
+    out: directory to make; the models are `generator/` and `query_encoder/` in it.
+    dtype: type of the weights in the files; "keep" for the one they were trained in.
+    data_licence: licence of the training data, for the model card.
+  """
+
+  run: str
+  out: str
+  dtype: Literal["keep", "float32", "bfloat16"] = "keep"
+  data_licence: str = "not stated"
+
+
+@dataclasses.dataclass(frozen=True)
 class InspectConfig:
   """Shows what the model really sees.
 

@@ -137,7 +137,7 @@ def test_truncation_is_ours_and_counted(tokenizer):
     progress=lambda stage, done, total, unit, /, **more: figures.append((stage, done, total, unit, more)),
   )
   assert figures == [("embed", 2, 3, "queries", {"cut": 2}), ("embed", 3, 3, "queries", {"cut": 2})]
-  with pytest.raises(UserError, match=r"max_tokens = 2: the tokenizer adds 2"):
+  with pytest.raises(UserError, match=r"max_tokens = 2: tokenizer and prompt add 2"):
     EncoderTokenizer(tokenizer, 2)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -231,6 +232,7 @@ def save_generator(
   path: str | os.PathLike[str],
   *,
   dtype: DTypeLike | None = None,
+  beside: Mapping[str, str] = {},
 ) -> None:
   """Writes a Hugging Face directory, whole or not at all.
 
@@ -239,13 +241,14 @@ def save_generator(
     tokenizer: its tokenizer.
     path: the directory.
     dtype: type of the weights in the files; None for the parameters' own.
+    beside: text files to write with it, by name.
 
   Raises:
     UserError: the tokenizer has more ids than the embedding has rows.
   """
   _check_vocabulary(tokenizer, generator.config.vocab_size, path)
   with atomic_directory(path) as d:
-    _write_body(d, generator, tokenizer, dtype)
+    _write_body(d, generator, tokenizer, dtype, beside)
 
 
 def save_encoder(
@@ -257,6 +260,7 @@ def save_encoder(
   passage_encoder: str | None = None,
   recipe: dict[str, Any] | None = None,
   dtype: DTypeLike | None = None,
+  beside: Mapping[str, str] = {},
 ) -> None:
   """Writes a sentence-transformers directory, whole or not at all.
 
@@ -268,6 +272,7 @@ def save_encoder(
     passage_encoder: for a tuned query encoder, fingerprint of the passage encoder it was tuned against, kept there too.
     recipe: how it was made, kept there too.
     dtype: type of the weights in the files; None for the parameters' own.
+    beside: text files to write with it, by name.
 
   Raises:
     UserError: the tokenizer has more ids than the embedding has rows.
@@ -277,7 +282,7 @@ def save_encoder(
   if score_temperature is None:
     score_temperature = default_temperature(normalize=encoder.config.normalize)
   with atomic_directory(path) as d:
-    _write_body(d, body, tokenizer, dtype)
+    _write_body(d, body, tokenizer, dtype, beside)
     sentence_files.write(
       d,
       encoder.config,
@@ -289,14 +294,20 @@ def save_encoder(
 
 
 def _write_body(
-  directory: pathlib.Path, body: hf_weights.Body, tokenizer: "PreTrainedTokenizerBase", dtype: DTypeLike | None
+  directory: pathlib.Path,
+  body: hf_weights.Body,
+  tokenizer: "PreTrainedTokenizerBase",
+  dtype: DTypeLike | None,
+  beside: Mapping[str, str],
 ) -> None:
-  """Weights, tokenizer and the `config.json` files of a transformer."""
+  """Weights, tokenizer and the `config.json` files of a transformer, and texts beside them."""
   tensors = hf_weights.named_tensors(body, dtype)
   safetensors_files.write_directory(directory, tensors)
   tokenizer.save_pretrained(directory)
   token_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
   hf_config.write(directory, body.config, dtype=next(iter(tensors.values())).dtype.name, token_ids=token_ids)
+  for name, text in beside.items():
+    (directory / name).write_text(text, encoding="utf-8")
 
 
 def fingerprint(path: str | os.PathLike[str], options: EmbeddingOptions = EmbeddingOptions()) -> str:
