@@ -2,7 +2,8 @@
 
 Pieces of text are tokenised apart and their ids are concatenated: no passage can smuggle in a control token, and no
 passage moves the place where the answer begins. The space at a seam belongs to the piece on its right ("A:" and
-" Kelwick"), so a word at a seam gets the ids that it has in running text.
+" Kelwick"), and a full stop takes the newlines on its right along where the tokenizer has one token for both, so a text
+at a seam gets the ids that it has in running text.
 """
 
 import dataclasses
@@ -22,12 +23,14 @@ from radit_jax.data.templates import (
   ANSWER_MARKERS,
   FIXED_MARKERS,
   QUESTION_MARKERS,
+  Piece,
   chat_pieces,
+  exported_pieces,
   file_pieces,
   plain_pieces,
   read_template,
 )
-from radit_jax.data.tokenization import SlotTokenizer
+from radit_jax.data.tokenization import Seam, SlotIds, SlotTokenizer
 from radit_jax.errors import UserError
 
 Ids = tuple[int, ...]
@@ -90,7 +93,7 @@ class _Layout:
     fixed_tokens: ids of the parts that are fixed text.
   """
 
-  parts: tuple[tuple[str, Ids | str], ...]
+  parts: tuple[tuple[str, Ids | Seam], ...]
   end: Ids
   tail: Ids
   fixed_tokens: int
@@ -113,22 +116,26 @@ class Prompt:
   Args:
     tokenizer: of the generator; any ``transformers`` tokenizer.
     config: style and limits.
+    end_ids: more ids that end an answer: those of the generator's own ``eos_token_id``, which may be a list.
 
   Raises:
-    UserError: the tokenizer has no end token or no chat template, the template file lacks a field, or the limits leave
-      no room for a question.
+    UserError: the tokenizer has no end token or no chat template, the chat template cannot be used (see
+      :func:`radit_jax.data.templates.chat_pieces`), the template file lacks a field, the limits leave no room for a
+      question, or an end id is not one of the tokenizer's.
 
   Attributes:
     config: as given.
-    end_ids: each of these ends an answer.
-    hash: hex digest over style, template, markers, limits and tokenizer; two hashes never mix.
+    end_ids: each of these ends an answer: first the template's own end token, then the tokenizer's, then those given.
+    hash: hex digest over style, template, markers, limits and tokenizer; two hashes never mix. Given end ids are not in
+      it: they say when decoding stops and change no row, so scores and stores stay good.
   """
 
-  def __init__(self, tokenizer: Any, config: PromptConfig) -> None:
+  def __init__(self, tokenizer: Any, config: PromptConfig, end_ids: Sequence[int] = ()) -> None:
     self.config = config
     self._tokenizer = tokenizer
     self._slots = SlotTokenizer(tokenizer)
     self._template = read_template(config.style) if config.style not in ("plain", "chat") else None
+    self._titled = self._template is not None and "{title}" in self._template
     if config.style == "chat" and not getattr(tokenizer, "chat_template", None):
       raise UserError('prompt.style "chat": the tokenizer has no chat template; use "plain" or a template file')
     if config.style != "chat" and tokenizer.eos_token_id is None:
@@ -146,7 +153,14 @@ class Prompt:
         f"prompt.max_tokens {config.max_tokens}: max_passage_tokens {config.max_passage_tokens}, max_answer_tokens "
         f"{config.max_answer_tokens} and the template's {longest.fixed_tokens} tokens need at least {needed}"
       )
-    ends = [self._layouts[False, FIXED_MARKERS].end[-1], tokenizer.eos_token_id]
+    vocabulary = max(tokenizer.get_vocab().values()) + 1
+    for i in end_ids:
+      if not 0 <= i < vocabulary:
+        raise UserError(
+          f"end token id {i}: the tokenizer has {vocabulary} ids; correct eos_token_id in the generator's "
+          "generation_config.json or config.json"
+        )
+    ends = [self._layouts[False, FIXED_MARKERS].end[-1], tokenizer.eos_token_id, *end_ids]
     self.end_ids: Ids = tuple(dict.fromkeys(i for i in ends if i is not None))
 
   @functools.cached_property
@@ -161,6 +175,63 @@ class Prompt:
       "chat_template": getattr(self._tokenizer, "chat_template", None),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+  def recipe(self) -> dict[str, Any]:
+    """How any other engine makes these prompts, as JSON values; `radit_jax/data/exported_prompt.py` reads it.
+
+    Returns:
+      - ``style``: "plain" (with the markers of evaluation), "chat" or "file";
+      - ``with_passage`` and ``closed_book``: a prompt up to its answer, each piece ``{"text": ...}`` or
+        ``{"slot": "passage" | "title" | "question"}``. The space before a slot goes where the slot's text is
+        empty, and there is none at the prompt's end. Tokenised with its control tokens parsed, such a prompt has the
+        ids that :meth:`render` gives;
+      - ``passage``: "title_line_then_text" where the title, if there is one, stands on a line of its own in the
+        passage's slot, "text" where it has a slot;
+      - ``bos``: None where a row begins without one; else ``{"id", "text", "in_text"}``. Only where ``in_text`` is
+        False must an engine put it in front;
+      - ``end``: ``{"id", "text"}`` of each token that ends an answer, the one that training uses first;
+      - ``limits``: in tokens, see :class:`radit_jax.config.PromptConfig`;
+      - ``hash``: see above.
+    """
+    first = self._layouts[False, FIXED_MARKERS].parts[0][1]
+    bos: dict[str, Any] | None = None
+    bos_text: str | None = ""
+    if not isinstance(first, Seam) and first[0] == self._tokenizer.bos_token_id:
+      bos_text = self._bos_text()
+      bos = {"id": first[0], "text": self._tokenizer.bos_token, "in_text": bos_text is not None}
+    texts = {
+      closed: exported_pieces([("bos", bos_text or ""), *self._pieces(closed, FIXED_MARKERS)[0][:-1]])
+      for closed in (False, True)
+    }
+    return {
+      "style": "file" if self._template is not None else self.config.style,
+      "with_passage": texts[False],
+      "closed_book": texts[True],
+      "passage": "text" if self._titled else "title_line_then_text",
+      "bos": bos,
+      "end": [{"id": i, "text": self._tokenizer.decode([i])} for i in self.end_ids],
+      "limits": {
+        "max_tokens": self.config.max_tokens,
+        "max_passage_tokens": self.config.max_passage_tokens,
+        "max_answer_tokens": self.config.max_answer_tokens,
+      },
+      "hash": self.hash,
+    }
+
+  def _bos_text(self) -> str | None:
+    """What stands for the bos token before a prompt's text, such that the ids are those of a row; None for nothing."""
+    word = "radit"
+    for text in ("", self._tokenizer.bos_token, self._tokenizer.bos_token + " "):
+      same = []
+      for closed in (False, True):
+        whole = "".join(word if own is None else own for _, own in self._pieces(closed, FIXED_MARKERS)[0][:-1])
+        parts = self._layouts[closed, FIXED_MARKERS].parts[:-1]
+        ids = self._slots.ids((seam, word) for _, seam in parts if isinstance(seam, Seam))
+        segments = _joined(parts, {name: ids[seam, word] for name, seam in parts if isinstance(seam, Seam)})
+        same.append(self._slots.fixed(text + whole.removesuffix(" ")) == _ids(segments))
+      if all(same):
+        return text
+    return None
 
   def check_positions(self, max_positions: int) -> None:
     """Refuses rows longer than the generator was made for, where its rotary positions would be extrapolated unseen.
@@ -211,7 +282,7 @@ class Prompt:
     # Layouts with the same seams differ in fixed text only: of each such group the longest will do.
     groups: dict[Any, _Layout] = {}
     for (closed, _), layout in self._layouts.items():
-      key = (closed, tuple(seam for _, seam in layout.parts if isinstance(seam, str)))
+      key = (closed, tuple(seam for _, seam in layout.parts if isinstance(seam, Seam)))
       groups[key] = max(layout, groups.get(key, layout), key=lambda x: x.fixed_tokens)
     for (closed, *_), layout in groups.items():
       chosen = [i for i, request in enumerate(requests) if (request[1] is None) == closed]
@@ -246,68 +317,98 @@ class Prompt:
       return ""
     if name == "title":
       return passage.title.strip()
-    titled = self._template is not None and "{title}" in self._template
-    return passage.text.strip() if titled else passage.full_text.strip()
+    return passage.text.strip() if self._titled else passage.full_text.strip()
 
-  def _tokenize(self, rows: Iterable[tuple[_Layout, Request]]) -> dict[tuple[str, str], Ids]:
+  def _tokenize(self, rows: Iterable[tuple[_Layout, Request]]) -> dict[tuple[Seam, str], SlotIds]:
     """Ids of every (seam, text) that occurs in a slot."""
     wanted = {
       (seam, self._text(name, request)): None
       for layout, request in rows
       for name, seam in layout.parts
-      if isinstance(seam, str)
+      if isinstance(seam, Seam)
     }
     return self._slots.ids(wanted)
 
-  def _assemble(self, layout: _Layout, request: Request, ids: dict[tuple[str, str], Ids]) -> Rendered:
+  def _assemble(self, layout: _Layout, request: Request, ids: dict[tuple[Seam, str], SlotIds]) -> Rendered:
     config = self.config
     answer = request[2]
-    slots = {name: ids[seam, self._text(name, request)] for name, seam in layout.parts if isinstance(seam, str)}
-    block = len(slots.get("title", ())) + len(slots.get("passage", ()))
-    cut_passage = max(0, block - config.max_passage_tokens)
-    if cut_passage:
-      slots["title"] = slots.get("title", ())[: config.max_passage_tokens]
-      slots["passage"] = slots["passage"][: config.max_passage_tokens - len(slots["title"])]
-    room = config.max_tokens - self._reserved(layout) - (block - cut_passage)
-    cut_question = max(0, len(slots["question"]) - room)
-    slots["question"] = slots["question"][cut_question:]
-    segments = [(name, slots[name] if isinstance(value, str) else value) for name, value in layout.parts[:-1]]
+    slots: dict[str, SlotIds] = {}
+    block, cut_passage = 0, 0
+    for name, seam in layout.parts:
+      if not isinstance(seam, Seam):
+        continue
+      own, shared = ids[seam, self._text(name, request)]
+      room = config.max_passage_tokens - block
+      if name in ("title", "passage"):
+        if len(own) - shared > room:
+          own, shared = self._slots.unglued(seam, self._text(name, request)), 0
+          cut_passage += max(0, len(own) - room)
+          own = own[:room]
+        block += len(own) - shared
+      slots[name] = own, shared
+    own, shared = slots["question"]
+    cut_question = max(0, len(own) - shared - (config.max_tokens - self._reserved(layout) - block))
+    slots["question"] = own[cut_question:], shared
+    if answer is not None:
+      own, shared = slots["answer"]
+      if len(own) - shared + len(layout.end) > config.max_answer_tokens + 1:
+        raise UserError(
+          f"answer {_shorten(answer)!r} has {len(own) - shared + len(layout.end) - 1} tokens, prompt.max_answer_tokens "
+          f"is {config.max_answer_tokens}; raise the limit or leave the example out"
+        )
+    segments = _joined(layout.parts[:-1], slots)
     start = end = sum(len(s) for _, s in segments)
     if answer is not None:
-      own = slots["answer"]
-      if len(own) + len(layout.end) > config.max_answer_tokens + 1:
-        raise UserError(
-          f"answer {_shorten(answer)!r} has {len(own) + len(layout.end) - 1} tokens, prompt.max_answer_tokens is "
-          f"{config.max_answer_tokens}; raise the limit or leave the example out"
-        )
-      segments += [("answer", own), ("end", layout.end)]
-      end += len(own) + len(layout.end)
+      own, shared = slots["answer"]
+      segments += [("answer", own), ("end", layout.end[shared:])]
+      end += len(own) + len(layout.end) - shared
       if layout.tail:
         segments.append(("tail", layout.tail))
-    tokens = tuple(itertools.chain.from_iterable(s for _, s in segments))
-    return Rendered(tuple(segments), tokens, start, end, cut_passage, cut_question)
+    return Rendered(tuple(segments), _ids(segments), start, end, cut_passage, cut_question)
+
+  def _pieces(self, closed: bool, markers: tuple[int, int]) -> tuple[list[Piece], str]:
+    """The template up to its answer, and the text after it."""
+    if self.config.style == "chat":
+      return chat_pieces(self._tokenizer, closed)
+    if self._template is not None:
+      return file_pieces(self._template, closed)
+    return plain_pieces(closed, markers), ""
 
   def _layout(self, closed: bool, markers: tuple[int, int]) -> _Layout:
     tokenizer = self._tokenizer
-    if self.config.style == "chat":
-      pieces, after = chat_pieces(tokenizer, closed)
-    elif self._template is not None:
-      pieces, after = file_pieces(self._template, closed)
-    else:
-      pieces, after = plain_pieces(closed, markers), ""
-    parts = self._slots.compile(pieces)
-    first = next((value[0] for _, value in parts if value and not isinstance(value, str)), None)
+    pieces, after = self._pieces(closed, markers)
+    parts = self._slots.compile([*pieces, ("end", after)])
+    closing = parts.pop()[1] if parts[-1][0] == "end" else ()
+    assert not isinstance(closing, Seam)
+    first = next((value[0] for _, value in parts if value and not isinstance(value, Seam)), None)
     bos = tokenizer.bos_token_id
     if self.config.style != "chat" and bos is not None and first != bos:
       parts.insert(0, ("bos", (bos,)))
-    closing = self._slots.fixed(after, left="a") if after else ()
     stop = next((i + 1 for i, token in enumerate(closing) if token in self._slots.control), None)
     if stop is None:
       if tokenizer.eos_token_id is None:
         raise UserError("the chat template has no end token after the assistant's words, nor has the tokenizer one")
       closing, stop = (*closing, tokenizer.eos_token_id), len(closing) + 1
-    fixed = sum(len(value) for _, value in parts if not isinstance(value, str))
+    fixed = sum(len(value) for _, value in parts if not isinstance(value, Seam))
     return _Layout(tuple(parts), closing[:stop], closing[stop:], fixed)
+
+
+def _joined(parts: Sequence[tuple[str, Ids | Seam]], slots: dict[str, SlotIds]) -> list[tuple[str, Ids]]:
+  """Segments of a row up to its answer."""
+  segments: list[tuple[str, Ids]] = []
+  shared = 0  # first ids of a fixed text that the slot before it stands for
+  for name, value in parts:
+    if isinstance(value, Seam):
+      own, shared = slots[name]
+      segments.append((name, own))
+    else:
+      segments.append((name, value[shared:]))
+      shared = 0
+  return segments
+
+
+def _ids(segments: Iterable[tuple[str, Ids]]) -> Ids:
+  return tuple(itertools.chain.from_iterable(ids for _, ids in segments))
 
 
 def _shorten(text: str) -> str:

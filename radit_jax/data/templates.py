@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from radit_jax.errors import UserError
@@ -77,18 +78,97 @@ def read_template(path: str) -> str:
   return template
 
 
+#: What a template that shows today's date sees: a prompt and its hash must not change overnight. The day is the one
+#: that Llama 3's templates name where they are told none.
+_DATE = {
+  "%-d": "26",
+  "%d": "26",
+  "%a": "Fri",
+  "%A": "Friday",
+  "%b": "Jul",
+  "%B": "July",
+  "%m": "07",
+  "%Y": "2024",
+  "%y": "24",
+  "%H": "12",
+  "%M": "00",
+  "%S": "00",
+}
+
+
 def chat_pieces(tokenizer: Any, closed: bool) -> tuple[list[Piece], str]:
-  """Fills the tokenizer's template with words that stand for the slots, and cuts it there."""
+  """Fills the tokenizer's template with words that stand for the slots, and cuts it there.
+
+  Thinking is off where the template can switch it (``enable_thinking``), and today is always the same day.
+
+  Raises:
+    UserError: the template fails, does not show a slot's text once, or begins the answer of a training row in another
+      way than a prompt to be answered ends: what a generator learns it would never be asked.
+  """
   words = {name: f"radit{name}slot" for name in ("passage", "question", "answer")}
   user = words["question"] if closed else f"Background: {words['passage']}\n\n{words['question']}"
   messages = [{"role": "user", "content": user}, {"role": "assistant", "content": words["answer"]}]
-  text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+  text = _rendered(tokenizer, messages)
   for name, word in words.items():
     expected = 0 if closed and name == "passage" else 1
     if text.count(word) != expected:
       raise UserError(f"the chat template shows the {name} {text.count(word)} times, expected {expected}")
+  start = _rendered(tokenizer, messages[:1], add_generation_prompt=True)
+  trained = text[: text.index(words["answer"])]
+  # The space between "[/INST]" and an answer belongs to the answer.
+  if trained.rstrip(" ") != start.rstrip(" "):
+    raise UserError(
+      f'prompt.style "chat": the template puts {trained[-40:]!r} before an answer that is given, but {start[-40:]!r} '
+      'before one to be written; use "plain" or a template file'
+    )
   pieces: list[Piece] = []
   for name in ["question", "answer"] if closed else ["passage", "question", "answer"]:
     before, text = text.split(words[name])
     pieces += [("template", before), (name, None)]
   return pieces, text
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+  """The template's text, by the fixed date."""
+  import jinja2
+
+  try:
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+      # A macro of this name hides the function that asks the clock.
+      named = "".join(f" | replace('{code}', '{value}')" for code, value in _DATE.items())
+      template = f"{{% macro strftime_now(format) %}}{{{{ format{named} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+    return str(
+      tokenizer.apply_chat_template(
+        messages,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        enable_thinking=False,
+      )
+    )
+  except (jinja2.TemplateError, ValueError, TypeError) as e:
+    reason = " ".join(str(e).split())
+    raise UserError(
+      f'prompt.style "chat": the chat template fails ({reason}); use "plain" or a template file'
+    ) from None
+
+
+def exported_pieces(pieces: Sequence[Piece]) -> list[dict[str, str]]:
+  """Pieces of a prompt as JSON values, without empty ones and without the space at the end, which is the answer's.
+
+  Example:
+    >>> exported_pieces([("template", "Q: "), ("question", None), ("template", "\\n"), ("template", "A: ")])
+    [{'text': 'Q: '}, {'slot': 'question'}, {'text': '\\nA:'}]
+  """
+  out: list[dict[str, str]] = []
+  for name, text in pieces:
+    if text is None:
+      out.append({"slot": name})
+    elif out and "text" in out[-1]:
+      out[-1]["text"] += text
+    else:
+      out.append({"text": text})
+  if "text" in out[-1]:
+    out[-1]["text"] = out[-1]["text"].removesuffix(" ")
+  return [piece for piece in out if piece != {"text": ""}]
