@@ -112,26 +112,25 @@ def _byte_pieces(special: list[str]) -> tuple[dict[str, int], list]:
   return vocab | {"▁▁": len(vocab)}, [("▁", "▁"), *merges]  # first of all merges, as in Llama 2
 
 
-def _wrapped(backend: Tokenizer, special: list[AddedToken | str], other: list[AddedToken], **names: Any) -> Any:
+def _wrapped(backend: Tokenizer, special: list[Any], **names: Any) -> Any:
   tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
   tokenizer.add_special_tokens({"extra_special_tokens": special})
-  tokenizer.add_tokens(other)
   return tokenizer
 
 
-def _byte_level(special: list[str], other: tuple[str, ...] = (), **names: Any) -> Any:
+def _byte_level(special: list[str], pre_tokenizer: Any = None, **names: Any) -> Any:
   """Qwen's pre-tokenizer, which Llama 3 and Mistral's Tekken share but for digits: signs take newlines along."""
-  pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+  pre_tokenizer = pre_tokenizer or Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
   vocab, merges = _learnt(pre_tokenizer, LINES, [])
   backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
   backend.pre_tokenizer, backend.decoder = pre_tokenizer, decoders.ByteLevel()
-  return _wrapped(backend, special, [AddedToken(t, special=False, normalized=False) for t in other], **names)
+  return _wrapped(backend, special, **names)
 
 
-def llama3(template: str = LLAMA3) -> Any:
+def llama3(template: str = LLAMA3, pre_tokenizer: Any = None) -> Any:
   special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
   special += ["<|eom_id|>", "<|python_tag|>", "<|reserved_special_token_0|>"]
-  return _byte_level(special, bos_token=special[0], eos_token="<|eot_id|>", chat_template=template)
+  return _byte_level(special, pre_tokenizer, bos_token=special[0], eos_token="<|eot_id|>", chat_template=template)
 
 
 def qwen(template: str) -> Any:
@@ -179,7 +178,7 @@ def prepending(template: str, marks: list[str], *, rstrip: bool) -> Any:
   backend.decoder = decoders.Sequence(parts)
   special = [AddedToken(t, special=True, rstrip=rstrip, normalized=False) for t in marks]
   eos = "<|endoftext|>" if rstrip else "</s>"
-  return _wrapped(backend, special, [], bos_token="<s>", eos_token=eos, unk_token="<unk>", chat_template=template)
+  return _wrapped(backend, special, bos_token="<s>", eos_token=eos, unk_token="<unk>", chat_template=template)
 
 
 PHI_MARKS = ["<|assistant|>", "<|end|>", "<|system|>", "<|user|>", "<|placeholder1|>"]

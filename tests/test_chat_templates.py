@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from chat_families import CASES, FAMILIES, harmless, tokenizer_of
 from flax import nnx
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from radit_jax.config import MeshConfig, PromptConfig
@@ -17,7 +18,7 @@ from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
 from radit_jax.inference.answer import Query, answer_questions
 from radit_jax.inference.decode import greedy_decode, prefill
-from radit_jax.models.llama import Llama, LlamaConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.sharding import make_mesh
 
 CHAT = PromptConfig(style="chat", max_tokens=1024, max_passage_tokens=400, max_answer_tokens=200)
@@ -131,6 +132,30 @@ def test_halves_of_a_control_token_do_not_meet_in_a_users_template(name, tmp_pat
     assert [i for i in row.tokens if i in controls] == honest, token
     row = prompt.render(token[len(token) // 2 :], Passage("p", "", token[: len(token) // 2]), "so")
     assert [i for i in row.tokens if i in controls] == honest, token
+
+
+def test_a_prompt_does_not_depend_on_there_being_an_answer():
+  """GPT-2's rules: two newlines at the end of a text are one token, before a word they are two."""
+  tokenizer = chat_families.llama3(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False))
+  prompt = Prompt(tokenizer, CHAT)
+  for question, passage, answer in CASES + harmless(50):
+    messages = conversation(question, passage, answer)
+    asked = prompt.render(question, passage, None)
+    assert list(asked.tokens) == own_ids(tokenizer, messages[:1], add_generation_prompt=True)
+    row = prompt.render(question, passage, answer)
+    assert row.tokens[: row.answer_start] == asked.tokens
+    assert tokenizer.decode(row.tokens) == tokenizer.decode(own_ids(tokenizer, messages))
+
+
+def test_signs_between_a_text_and_a_control_token_are_taken_along_too(tmp_path):
+  tokenizer = tokenizer_of("llama3")
+  path = tmp_path / "t.txt"
+  path.write_text("{passage}\n\n<|eom_id|>{question}/<|eot_id|>{answer}\n\n<|end_of_text|>")
+  row = Prompt(tokenizer, PromptConfig(style=str(path))).render("so <", Passage("p", "", "Orlen."), "Yes.")
+  text = "<|begin_of_text|>Orlen.\n\n<|eom_id|>so </<|eot_id|>Yes.\n\n<|end_of_text|>"
+  assert list(row.tokens) == tokenizer(text, add_special_tokens=False)["input_ids"]
+  assert [t for t in tokenizer.convert_ids_to_tokens(row.tokens) if "Ċ" in t or "/" in t] == [".ĊĊ", "</", ".ĊĊ"]
+  assert row.answer_tokens[-1] == ids_of(tokenizer, "<|end_of_text|>")
 
 
 def test_words_of_a_hostile_text_stay():
@@ -252,7 +277,7 @@ def test_each_of_a_generators_end_ids_ends_an_answer():
     "num_kv_heads": 2,
     "head_dim": 4,
   }
-  model = Llama(LlamaConfig(vocab_size=len(tokenizer), **shape), rngs=nnx.Rngs(3))
+  model = Decoder(DecoderConfig(vocab_size=len(tokenizer), **shape), rngs=nnx.Rngs(3))
   # Sharper than a fresh model, so that rows differ and no two logits tie.
   model = jax.tree.map(lambda x: 3.0 * x if x.ndim > 1 else x, model)
   queries = [Query(str(i), q, (p,) if p else (), (1.0,) if p else ()) for i, (q, p, _) in enumerate(CASES)]

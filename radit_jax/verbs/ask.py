@@ -10,6 +10,7 @@ from radit_jax.inference.answer import Answer, Query, answer_questions
 from radit_jax.models.pretrained import (
   encoder_temperature,
   load_encoder,
+  load_end_ids,
   load_generator,
   load_tokenizer,
   passage_encoder_of,
@@ -75,7 +76,7 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
   scores = tuple(float(s) for s in found.scores[0][: len(rows)])
   tokenizer = load_tokenizer(config.generator)
   generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
-  prompt = Prompt(tokenizer, config.prompt)
+  prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
   prompt.check_positions(generator.config.max_positions)
   (answer,) = answer_questions(
     generator,

@@ -88,9 +88,9 @@ def generator_card(recipe: dict[str, Any], table: str = "", data_licence: str = 
     else "on questions and answers without passages (plain instruction tuning)"
   )
   use = (
-    f"Answers are mixed over {recipe['k']} passages, each in a prompt of its own (eq. 2), with the retriever's scores at "
-    f"temperature {recipe['score_temperature']}. `prompt.py` builds those prompts for any engine, and the weights; it "
-    "needs Python alone and reads `radit.json`."
+    f"Answers are mixed over {recipe['k']} passages, each in a prompt of its own (eq. 2), with the retriever's scores "
+    f"at temperature {recipe['score_temperature']}. `prompt.py` builds those prompts for any engine, and the weights; "
+    "it needs Python alone and reads `radit.json`."
   )
   return _card(recipe, "transformers", ["text-generation"], how, use, table, data_licence)
 

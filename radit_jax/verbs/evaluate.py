@@ -15,7 +15,7 @@ from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import bootstrap_interval, exact_match, f1
 from radit_jax.inference.answer import Answer, Query, answer_questions
-from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer
+from radit_jax.models.pretrained import fingerprint, load_end_ids, load_generator, load_tokenizer
 from radit_jax.progress import Progress, silent
 from radit_jax.sharding import make_mesh
 
@@ -80,7 +80,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
     raise UserError(f"k = {config.k} passages to mix, {config.retrieved} holds {retrieved.manifest['k']} per question")
   check_passages(retrieved.manifest["passages"], passages, config.retrieved)
   tokenizer = load_tokenizer(config.generator)
-  prompt = Prompt(tokenizer, config.prompt)
+  prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
   inputs = {
     "prompt": prompt.hash,
     "generator": fingerprint(config.generator),

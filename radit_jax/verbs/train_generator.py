@@ -12,11 +12,11 @@ from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
-from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer, save_generator
+from radit_jax.models.pretrained import fingerprint, load_end_ids, load_generator, load_tokenizer, save_generator
 from radit_jax.progress import Progress, silent
 from radit_jax.training.loop import Batch
 from radit_jax.training.step import ralt_objective
-from radit_jax.verbs import tuning
+from radit_jax.verbs import cards, tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
       raise UserError(f"k = {config.k} passages per example, the {name} store holds {store.manifest['k']}; lower --k")
     check_passages(store.manifest["passages"], passages, str(store.path))
   tokenizer = load_tokenizer(config.generator)
-  prompt = Prompt(tokenizer, config.prompt)
+  prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
   inputs = {
     "prompt": prompt.hash,
     "generator": fingerprint(config.generator),
@@ -128,7 +128,8 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     stage=f"train generator ({config.method})",
     progress=progress,
   )
-  save_generator(model, tokenizer, root / "generator")
+  recipe = cards.generator_recipe(config, prompt, stores["train"], inputs, tuning.card_figures(figures))
+  save_generator(model, tokenizer, root / "generator", beside=cards.generator_files(recipe))
   result = TrainGeneratorResult(
     generator=str(root / "generator"),
     programs=tuple(sorted({*plans.train.buckets, *(b.bucket_tokens for b in plans.dev)})),

@@ -23,7 +23,7 @@ from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.index import load_index
 from radit_jax.training.loop import Batch
 from radit_jax.training.step import Objective, contrastive_objective, lsr_objective
-from radit_jax.verbs import tuning
+from radit_jax.verbs import cards, tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,16 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     stage=f"train retriever ({'shuffled lsr' if config.shuffle_teacher else config.loss})",
     progress=progress,
   )
-  save_encoder(model, tokenizer, root / "query_encoder", score_temperature=temperature, passage_encoder=passage_encoder)
+  recipe = cards.encoder_recipe(config, stores["train"], inputs, tuning.card_figures(figures))
+  save_encoder(
+    model,
+    tokenizer,
+    root / "query_encoder",
+    score_temperature=temperature,
+    passage_encoder=passage_encoder,
+    recipe=recipe,
+    beside={cards.CARD: cards.encoder_card(recipe)},
+  )
   result = TrainRetrieverResult(query_encoder=str(root / "query_encoder"), programs=plans.train.buckets, **figures)
   tuning.write_result(config.workdir, loop, result)
   return result

@@ -92,6 +92,16 @@ def finished_result(
   return kind(**{**fields, export: str(root / export), "programs": tuple(fields["programs"])})
 
 
+def card_figures(figures: dict[str, Any]) -> list[tuple[str, str]]:
+  """The loop's figures as a model card names them."""
+  return [
+    ("optimizer steps", str(figures["steps"])),
+    ("step exported", str(figures["best_step"])),
+    ("dev loss, nats", f"{figures['best_dev_loss']:.4f}"),
+    ("steps left out as not finite", str(figures["nonfinite_steps"])),
+  ]
+
+
 def write_result(workdir: str, loop: LoopConfig, result: Any) -> None:
   """Records that the run got to the end of this loop, for :func:`finished_result`."""
   files.write_json(
