@@ -21,8 +21,9 @@ ENCODER_LOOP = LoopConfig(steps=400, batch_size=64, log_every=20, evaluate_every
 ENCODER_OPTIMIZER = OptimizerConfig(peak_lr=3e-3, floor_lr=3e-4, warmup_steps=20, weight_decay=0.01)
 #: How the encoder's hidden states become one vector.
 EMBEDDING = EmbeddingConfig(pooling="mean", normalize=True, max_tokens=64)
-#: The run's own options; rates and steps of the tunings were chosen on dev people (docs/results.md says more). Small models want high rates; with more steps of generator tuning they
-#: learn the training people by heart, and at 1e-3 the retriever settles on a wrong passage before it has seen enough.
+#: The run's own options; rates and steps of the tunings were chosen on dev people (docs/results.md says more). Small
+#: models want high rates; with more steps of generator tuning they learn the training people by heart, and at 1e-3 the
+#: retriever settles on a wrong passage before it has seen enough.
 RUN_OPTIONS: dict[str, Any] = {
   "k": 10,
   "k_train": 3,
