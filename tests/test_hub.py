@@ -205,6 +205,31 @@ def test_only_what_is_read_is_downloaded_and_once(model, tmp_path, weights):
   assert model.seen == [f"GET /api/models/{REPO}/revision/main"]
 
 
+LOAD = """
+import sys
+import numpy as np
+from radit_jax.models import fingerprint, load_end_ids, load_generator
+generator = load_generator(sys.argv[1])
+tokens = np.arange(6)[None]
+print(np.asarray(generator.logits(generator(tokens))).tolist(), load_end_ids(sys.argv[1]), fingerprint(sys.argv[1]))
+"""
+
+
+def test_models_load_by_their_id(hub, tmp_path):
+  """The same numbers and the same fingerprint as from a directory."""
+  import transformers
+
+  torch.manual_seed(0)
+  shape = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
+  config = transformers.LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1, eos_token_id=[3, 5])
+  transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "local")
+  hub.repos["owner/tiny"] = {MAIN: {p.name: p.read_bytes() for p in (tmp_path / "local").iterdir()}}
+  done = [run(hub, tmp_path, "-c", LOAD, name, JAX_PLATFORMS="cpu") for name in ("owner/tiny", str(tmp_path / "local"))]
+  assert done[0].returncode == 0, done[0].stderr
+  assert done[0].stdout == done[1].stdout
+  assert "(3, 5)" in done[0].stdout
+
+
 def test_one_process_asks_once(model, tmp_path):
   ask(model, tmp_path, REPO, times=3)
   assert sum("/revision/" in line for line in model.seen) == 1

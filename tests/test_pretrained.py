@@ -59,6 +59,12 @@ SENTENCES = [
   "a much longer text than the model takes, and so it is cut: " * 40,
   "Ist das eine Frage?",
   "émigré naïve café",
+  # To one hundred: places, people and things in different lengths.
+  *(
+    f"{'The ' * (i % 2)}{('harbour', 'observatory', 'mill')[i % 3]} of {('Brindle', 'Kelwick', 'Ostra')[i // 3 % 3]}"
+    f" {('opened', 'burned down', 'was sold')[i % 3]} in {1700 + 3 * i}{', and nobody knew why' * (i % 5)}."
+    for i in range(80)
+  ),
 ]
 encode = jax.jit(lambda encoder, tokens, mask: encoder(tokens, mask))
 logits = jax.jit(lambda generator, tokens: generator.logits(generator(tokens)))
@@ -226,7 +232,7 @@ def test_minilm_equals_sentence_transformers(tmp_path):
   assert batch["input_ids"].shape[1] == 256
   ours = np.asarray(encode(encoder, batch["input_ids"], batch["attention_mask"].astype(bool)))
   theirs = reference.encode(SENTENCES)
-  assert ours.shape == (20, 384)
+  assert ours.shape == (100, 384)
   assert (ours * theirs).sum(axis=1).min() >= 0.99999
   np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
