@@ -195,7 +195,8 @@ def _answer_batch(
     distinct: dict[str, list[int]] = {}
     for j in range(len(prompts)):
       ids = _trim(decoded[b * k + j].tolist(), prompt.end_ids)
-      distinct.setdefault(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids)
+      words = [i for i in ids if i not in prompt.end_ids]  # an end token need not be special to the tokenizer
+      distinct.setdefault(tokenizer.decode(words, skip_special_tokens=True).strip(), ids)
     texts.append(list(distinct))
     columns.append([*distinct.values(), *([gold] if gold else [])])
   used = max(len(c) for c in columns)
