@@ -16,6 +16,7 @@ Method = Literal["ralt", "it"]
 TargetScore = Literal["prob", "token_prob", "log_prob", "token_log_prob"]
 Direction = Literal["retriever_to_lm", "lm_to_retriever"]
 Dtype = Literal["float32", "bfloat16"]
+LoraBase = Literal["float", "int8", "nf4"]
 EvaluationMode = Literal["retrieval", "closed_book", "gold"]
 Pooling = Literal["cls", "mean", "last"]
 
@@ -122,6 +123,30 @@ class OptimizerConfig:
     for name in ("b1", "b2"):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f"OptimizerConfig.{name} = {getattr(self, name)}: must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Trains a correction of low rank beside each kernel instead of the model itself: `W + (alpha / rank) A B`.
+
+  Attributes:
+    rank: columns of A and rows of B; 0 tunes the whole model.
+    alpha: strength of the correction, which is alpha / rank.
+    targets: kernels to correct, by short name (q k v o gate up down, where the model has them); none given means all.
+    base: how the frozen model is held: "float" as its files have it, "int8" or "nf4" to save memory (QLoRA).
+  """
+
+  rank: int = 0
+  alpha: float = 16.0
+  targets: tuple[str, ...] = ()
+  base: LoraBase = "float"
+
+  def __post_init__(self) -> None:
+    _at_least(self, "rank", 0)
+    _above(self, "alpha", 0)
+    _one_of(self, "base", LoraBase)
+    if not self.rank and (self.targets or self.base != "float"):
+      raise UserError("LoraConfig: targets and base say nothing with rank 0, which tunes the whole model; set rank")
 
 
 @dataclasses.dataclass(frozen=True)

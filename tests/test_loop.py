@@ -121,12 +121,14 @@ def test_finished_run_is_not_run_again(tmp_path):
 def test_non_finite_step_changes_nothing_but_its_counter():
   mesh = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
   optimizer = make_optimizer(OPTIMIZER, 10)
-  state = init_state(Linear(jnp.zeros(3)), optimizer, mesh)
+  state, frozen = init_state(Linear(jnp.zeros(3)), optimizer, mesh)
   for step in range(3):
-    state, figures = train_step(state, batch_of(step)[1], objective=squared_error, update=optimizer.update)
+    state, figures = train_step(state, frozen, batch_of(step)[1], objective=squared_error, update=optimizer.update)
     assert bool(figures.finite)
   before = jax.tree.map(np.asarray, state)
-  state, figures = train_step(state, batch_of(3, poison={3})[1], objective=squared_error, update=optimizer.update)
+  state, figures = train_step(
+    state, frozen, batch_of(3, poison={3})[1], objective=squared_error, update=optimizer.update
+  )
   assert not bool(figures.finite)
   assert int(state.nonfinite_steps) == 1
   after = jax.tree.map(np.asarray, state)

@@ -282,9 +282,11 @@ ADAM = make_optimizer(OptimizerConfig(peak_lr=0.02, floor_lr=0.02, warmup_steps=
 def steps(model: Any, batch: Any, objective: Any, mesh: Any, count: int, make: Any = ADAM) -> tuple[Any, list[Any]]:
   """State and figures after ``count`` steps on one batch."""
   with jax.set_mesh(mesh):
-    state, figures = init_state(model, make, mesh), []
+    (state, frozen), figures = init_state(model, make, mesh), []
     for _ in range(count):
-      state, figure = train_step(state, sharding.place_rows(batch, mesh), objective=objective, update=make.update)
+      state, figure = train_step(
+        state, frozen, sharding.place_rows(batch, mesh), objective=objective, update=make.update
+      )
       figures.append(figure)
   return state, figures
 

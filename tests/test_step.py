@@ -164,7 +164,7 @@ def test_state_is_sharded_like_its_model(mesh8):
   config = DecoderConfig(
     vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4
   )
-  state = init_state(Decoder(config, rngs=nnx.Rngs(0)), make_optimizer(OptimizerConfig(), 10), mesh8)
+  state, _ = init_state(Decoder(config, rngs=nnx.Rngs(0)), make_optimizer(OptimizerConfig(), 10), mesh8)
   assert state.model.layers.gate_kernel[...].sharding.spec == P(None, "fsdp", "tensor")
   specs = [
     (jax.tree_util.keystr(path), leaf.sharding.spec)
@@ -179,10 +179,10 @@ def test_lsr_step_on_eight_devices_equals_one(encoders, batch, mesh1, mesh8):
   after = []
   for mesh in (mesh1, mesh8):
     optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-2, floor_lr=1e-3, warmup_steps=0), 10)
-    state = init_state(encoders.query_encoder, optimizer, mesh)
+    state, frozen = init_state(encoders.query_encoder, optimizer, mesh)
     with jax.set_mesh(mesh):
       for _ in range(2):
-        state, figures = train_step(state, place_rows(batch, mesh), objective=LSR, update=optimizer.update)
+        state, figures = train_step(state, frozen, place_rows(batch, mesh), objective=LSR, update=optimizer.update)
     after.append((jax.tree.map(np.asarray, state.model), float(figures.loss_sum)))
   (one, loss_one), (eight, loss_eight) = after
   np.testing.assert_allclose(loss_one, loss_eight, rtol=1e-5)

@@ -23,6 +23,7 @@ from radit_jax.training.metrics import MetricsWriter
 from radit_jax.training.step import (
   Objective,
   StepFigures,
+  combine,
   evaluate_step,
   init_state,
   learning_rate,
@@ -39,7 +40,7 @@ class TrainResult:
   """What a run leaves.
 
   Attributes:
-    model: the model of the best dev loss (the last one without dev batches), on the mesh.
+    model: the whole model of the best dev loss (the last one without dev batches), on the mesh.
     steps: optimizer steps run, earlier sessions of the run included.
     best_step: step whose model is returned.
     best_dev_loss: its dev loss; None without dev batches.
@@ -97,7 +98,8 @@ def train(
   would, so a resumed run equals an uninterrupted one.
 
   Args:
-    model: any pytree of float arrays that ``objective`` understands.
+    model: any pytree of float arrays that ``objective`` understands; Variables in it that are no Params stay as they
+      are, and out of the checkpoints.
     objective: see :data:`radit_jax.training.step.Objective`.
     batches: from a start step, ``(example ids, batch)`` of this process's rows.
     total_steps: steps of the whole run; sets the schedule.
@@ -117,7 +119,7 @@ def train(
   root = pathlib.Path(workdir)
   make = make_optimizer(optimizer, total_steps)
   schedule = learning_rate(optimizer, total_steps)
-  state = init_state(model, make, mesh)
+  state, frozen = init_state(model, make, mesh)
   checkpoints = Checkpoints(root / "checkpoints", keep=loop.keep)
   try:
     start = checkpoints.latest() or 0
@@ -127,7 +129,7 @@ def train(
     with jax.set_mesh(mesh), _sigterm_flag() as preempted:
 
       def dev_loss() -> float | None:
-        return None if dev_batches is None else mean_loss(state.model, dev_batches(), objective, mesh)
+        return None if dev_batches is None else mean_loss(combine(state.model, frozen), dev_batches(), objective, mesh)
 
       if start == 0 and dev_batches is not None:
         writer.write(0, dev_loss=dev_loss())
@@ -139,7 +141,8 @@ def train(
       finished = start >= total_steps or (loop.patience is not None and since_best >= loop.patience)
       source = iter(()) if finished else batches(start)
       for ids, batch in source:
-        state, figures = train_step(state, sharding.place_rows(batch, mesh), objective=objective, update=make.update)
+        rows = sharding.place_rows(batch, mesh)
+        state, figures = train_step(state, frozen, rows, objective=objective, update=make.update)
         step += 1
         since += 1
         # The last step's figures are read after this one has started, so the device never waits for the host.
@@ -188,7 +191,7 @@ def train(
     if best_step != step:
       state = checkpoints.restore(best_step, state)
     return TrainResult(
-      model=state.model,
+      model=combine(state.model, frozen),
       steps=step,
       best_step=best_step,
       best_dev_loss=checkpoints.best_loss() if dev_batches is not None else None,

@@ -41,7 +41,13 @@ class PairBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """What a checkpoint holds. ``nonfinite_steps`` counts the steps that changed nothing else."""
+  """What a checkpoint holds: only what is trained.
+
+  Attributes:
+    model: the trained part of the model, see :func:`partition`.
+    optimizer_state: its moments.
+    nonfinite_steps: int32, the steps that changed nothing else.
+  """
 
   model: Any
   optimizer_state: Any
@@ -134,11 +140,37 @@ def pair_objective(encoders: Any, batch: PairBatch) -> tuple[Array, Array]:
   return jnp.sum(values), jnp.sum(real).astype(jnp.float32)
 
 
+def partition(model: Any) -> tuple[Any, Any]:
+  """A model's trained and its frozen part, each the whole model with None where the other has a leaf.
+
+  A Variable that is no Param is frozen: what quantised or low-rank kernels stand on, or a BERT pooler that no
+  embedding goes through. Leaves that are no Variables are trained.
+  """
+
+  def keep(trained: bool) -> Any:
+    return jax.tree.map(lambda leaf: leaf if _is_trained(leaf) == trained else None, model, is_leaf=_is_variable)
+
+  return keep(True), keep(False)
+
+
+def combine(trained: Any, frozen: Any) -> Any:
+  """The whole model again."""
+  return jax.tree.map(
+    lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None or _is_variable(x)
+  )
+
+
+def _is_variable(leaf: Any) -> bool:
+  return isinstance(leaf, nnx.Variable)
+
+
+def _is_trained(leaf: Any) -> bool:
+  return isinstance(leaf, nnx.Param) or not _is_variable(leaf)
+
+
 def _decays(leaf: Any) -> bool:
   """Weight decay is for matrices: norms and biases, stacked over layers or not, have one dimension of their own."""
-  if isinstance(leaf, nnx.Variable) and not isinstance(leaf, nnx.Param):
-    return False  # carried along untrained, such as a BERT pooler that no embedding goes through
-  axes = getattr(leaf, "logical_axes", None) if isinstance(leaf, nnx.Variable) else None
+  axes = getattr(leaf, "logical_axes", None) if _is_variable(leaf) else None
   if axes is None:
     return getattr(leaf, "ndim", 0) >= 2
   return len([a for a in axes if a != "layers"]) >= 2
@@ -168,32 +200,37 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
       b1=config.b1,
       b2=config.b2,
       weight_decay=config.weight_decay,
-      mask=lambda tree: jax.tree.map(_decays, tree, is_leaf=lambda x: isinstance(x, nnx.Variable)),
+      mask=lambda tree: jax.tree.map(_decays, tree, is_leaf=_is_variable),
     ),
   )
 
 
-def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-  """A state on the mesh, parameters and moments sharded alike; the caller's model stays usable."""
+def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[TrainState, Any]:
+  """A state on the mesh, parameters and moments sharded alike, and the frozen part of the model.
 
-  def make(m: Any) -> TrainState:
-    m = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), m)  # a weak type would end with the first step
-    return TrainState(m, optimizer.init(m), jnp.zeros((), jnp.int32))
+  The caller's model stays usable; a frozen part that lies on the mesh already is shared with it, not copied.
+  """
 
-  shardings = sharding.parameter_shardings(jax.eval_shape(make, model), mesh)
+  def make(trained: Any) -> TrainState:
+    # A weak type would end with the first step.
+    trained = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), trained)
+    return TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
+
   # Placed before jit: a model on one device must not fix the program to that device.
-  placed = jax.device_put(model, sharding.parameter_shardings(model, mesh))
-  return jax.jit(make, out_shardings=shardings)(placed)
+  trained, frozen = partition(jax.device_put(model, sharding.parameter_shardings(model, mesh)))
+  shardings = sharding.parameter_shardings(jax.eval_shape(make, trained), mesh)
+  return jax.jit(make, out_shardings=shardings)(trained), frozen
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "update"), donate_argnames="state")
 def train_step(
-  state: TrainState, batch: Any, *, objective: Objective, update: Callable[..., Any]
+  state: TrainState, frozen: Any, batch: Any, *, objective: Objective, update: Callable[..., Any]
 ) -> tuple[TrainState, StepFigures]:
   """One step. A non-finite loss or gradient leaves model and optimizer as they were, and is counted.
 
   Args:
     state: donated.
+    frozen: the frozen part of the model: an argument, so that the program holds no copy of it, and never donated.
     batch: whatever the objective reads.
     objective: see :data:`Objective`; a function of module level or a cached partial, as it is a compilation key.
     update: ``optimizer.update``.
@@ -202,8 +239,8 @@ def train_step(
     The next state, and the figures of the step.
   """
 
-  def mean_loss(model: Any) -> tuple[Array, tuple[Array, Array]]:
-    total, count = objective(model, batch)
+  def mean_loss(trained: Any) -> tuple[Array, tuple[Array, Array]]:
+    total, count = objective(combine(trained, frozen), batch)
     return total / jnp.maximum(count, 1.0), (total, count)
 
   (_, (total, count)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.model)

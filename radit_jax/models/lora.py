@@ -1,0 +1,148 @@
+"""LoRA: small trained corrections of frozen kernels, which may be quantised; and the way back to a plain model."""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from radit_jax.config import LoraConfig
+from radit_jax.errors import UserError
+from radit_jax.models.kernels import LoraKernel, QuantizedFormat, QuantizedKernel, quantize
+
+#: A decoder or an encoder whose kernels are `layers.{target}_kernel`, each stacked ``[L, in, out]``.
+Model = TypeVar("Model", bound=nnx.Module)
+
+_SUFFIX = "_kernel"
+
+
+def add_lora(model: Model, config: LoraConfig, *, rngs: nnx.Rngs) -> Model:
+  """Freezes a model and puts a trained correction of low rank beside its kernels.
+
+  A is random and B is 0, so the model computes what it computed before. Everything else becomes Frozen, in the
+  type it has: training steps leave it alone, checkpoints do not hold it.
+
+  Args:
+    model: left as it was; the result shares its arrays.
+    config: rank, alpha and targets.
+    rngs: keys of A.
+
+  Raises:
+    UserError: a target the model does not have; a rank of 0.
+
+  Example:
+    >>> from radit_jax.models.llama import Llama, LlamaConfig
+    >>> adapted = add_lora(Llama(LlamaConfig.tiny(50), rngs=nnx.Rngs(0)), LoraConfig(rank=4), rngs=nnx.Rngs(1))
+    >>> adapted.layers.q_kernel.a.shape
+    (2, 128, 4)
+  """
+  if not config.rank:
+    raise UserError("lora.rank = 0: there is nothing to add")
+  adapted = frozen(model)
+  for target in _targets(model, config.targets):
+    base = getattr(_layers(adapted), target + _SUFFIX)
+    w = base.codes if isinstance(base, QuantizedKernel) else base
+    layers, in_axis, out_axis = w.logical_axes
+    num_layers, fan_in, fan_out = w.shape
+    a = jax.random.normal(rngs.params(), (num_layers, fan_in, config.rank)) / fan_in**0.5
+    b = jnp.zeros((num_layers, config.rank, fan_out))
+    kernel = LoraKernel(
+      base,
+      nnx.Param(a, logical_axes=(layers, in_axis, None)),
+      nnx.Param(b, logical_axes=(layers, None, out_axis)),
+      config.alpha / config.rank,
+    )
+    setattr(_layers(adapted), target + _SUFFIX, kernel)
+  return adapted
+
+
+def merge_lora(model: Model, *, into: Model | None = None) -> Model:
+  """A plain model whose kernels are ``W + (alpha / rank) A B``, in the type of W.
+
+  Args:
+    model: from :func:`add_lora`; left as it was.
+    into: the model it was made of, whose kernels are taken for W: those of a quantised base have lost digits that
+      the files still hold. By default the base itself.
+
+  Raises:
+    ValueError: a quantised base and no ``into``.
+  """
+  merged = frozen(model if into is None else into)
+  for name, kernel in _kernels(model).items():
+    if isinstance(kernel, LoraKernel):
+      base = kernel.base if into is None else getattr(_layers(into), name)
+      if isinstance(base, QuantizedKernel):
+        raise ValueError(f"{name}: a quantised base cannot take a correction; give the model of the files as `into`")
+      w = _merged(base[...], kernel.a[...], kernel.b[...], kernel.scale)
+      setattr(_layers(merged), name, Frozen(w, logical_axes=base.logical_axes))
+    elif into is None and isinstance(kernel, QuantizedKernel):
+      raise ValueError(f"{name}: the base is quantised; give the model of the files as `into`")
+  return _replaced(merged, Frozen, nnx.Param)
+
+
+def quantize_base(model: Model, form: QuantizedFormat) -> Model:
+  """Freezes a model and stores all its kernels in 8 or 4 bits; embeddings, norms, biases and head stay as they are.
+
+  Args:
+    model: left as it was.
+    form: "int8" or "nf4".
+
+  Raises:
+    UserError: for nf4, a kernel whose number of rows 64 does not divide.
+  """
+  quantized = frozen(model)
+  for name, kernel in _kernels(model).items():
+    try:
+      setattr(_layers(quantized), name, quantize(kernel[...], kernel.logical_axes, form))
+    except UserError as e:
+      raise UserError(f"{name}: {e}") from e
+  return quantized
+
+
+class Frozen(nnx.Variable[Array]):
+  """A Param that is left alone while corrections of it are trained."""
+
+
+def frozen(model: Model) -> Model:
+  """The same model with a Frozen in place of every Param, sharing its arrays: no training step changes it."""
+  return _replaced(model, nnx.Param, Frozen)
+
+
+def adapters(model: nnx.Module) -> dict[str, LoraKernel]:
+  """Adapted kernels by their dotted path in the model."""
+  return {f"layers.{n}": k for n, k in _kernels(model).items() if isinstance(k, LoraKernel)}
+
+
+def _replaced(model: Model, old: type[nnx.Variable[Any]], new: type[nnx.Variable[Any]]) -> Model:
+  def changed(leaf: Any) -> Any:
+    return new(leaf.get_value(), **leaf.get_metadata()) if isinstance(leaf, old) else leaf
+
+  return jax.tree.map(changed, model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _layers(model: Any) -> Any:
+  """The module that holds the stacked kernels."""
+  return model.layers
+
+
+def _kernels(model: nnx.Module) -> dict[str, Any]:
+  return {name: value for name, value in sorted(vars(_layers(model)).items()) if name.endswith(_SUFFIX)}
+
+
+def _targets(model: nnx.Module, wanted: tuple[str, ...]) -> tuple[str, ...]:
+  there = tuple(name.removesuffix(_SUFFIX) for name in _kernels(model))
+  for target in wanted:
+    if target not in there:
+      raise UserError(f"lora.targets: {target!r} is none of {', '.join(there)}")
+  return wanted or there
+
+
+@jax.jit
+def _merged(w: Array, a: Array, b: Array, scale: float) -> Array:
+  def one_layer(parts: tuple[Array, Array, Array]) -> Array:
+    w, a, b = parts
+    product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return (w.astype(jnp.float32) + scale * product).astype(w.dtype)
+
+  return jax.lax.map(one_layer, (w, a, b))  # layer by layer: one layer at a time in float32
