@@ -41,7 +41,7 @@ def add_lora(model: Model, config: LoraConfig, *, rngs: nnx.Rngs) -> Model:
     raise UserError("lora.rank = 0: there is nothing to add")
   adapted = frozen(model)
   for target in _targets(model, config.targets):
-    base = getattr(_layers(adapted), target + _SUFFIX)
+    base = getattr(body_of(adapted).layers, target + _SUFFIX)
     w = base.codes if isinstance(base, QuantizedKernel) else base
     layers, in_axis, out_axis = w.logical_axes
     num_layers, fan_in, fan_out = w.shape
@@ -53,7 +53,7 @@ def add_lora(model: Model, config: LoraConfig, *, rngs: nnx.Rngs) -> Model:
       nnx.Param(b, logical_axes=(layers, None, out_axis)),
       config.alpha / config.rank,
     )
-    setattr(_layers(adapted), target + _SUFFIX, kernel)
+    setattr(body_of(adapted).layers, target + _SUFFIX, kernel)
   return adapted
 
 
@@ -71,11 +71,11 @@ def merge_lora(model: Model, *, into: Model | None = None) -> Model:
   merged = frozen(model if into is None else into)
   for name, kernel in _kernels(model).items():
     if isinstance(kernel, LoraKernel):
-      base = kernel.base if into is None else getattr(_layers(into), name)
+      base = kernel.base if into is None else getattr(body_of(into).layers, name)
       if isinstance(base, QuantizedKernel):
         raise ValueError(f"{name}: a quantised base cannot take a correction; give the model of the files as `into`")
       w = _merged(base[...], kernel.a[...], kernel.b[...], kernel.scale)
-      setattr(_layers(merged), name, Frozen(w, logical_axes=base.logical_axes))
+      setattr(body_of(merged).layers, name, Frozen(w, logical_axes=base.logical_axes))
     elif into is None and isinstance(kernel, QuantizedKernel):
       raise ValueError(f"{name}: the base is quantised; give the model of the files as `into`")
   return _replaced(merged, Frozen, nnx.Param)
@@ -94,7 +94,7 @@ def quantize_base(model: Model, form: QuantizedFormat) -> Model:
   quantized = frozen(model)
   for name, kernel in _kernels(model).items():
     try:
-      setattr(_layers(quantized), name, quantize(kernel[...], kernel.logical_axes, form))
+      setattr(body_of(quantized).layers, name, quantize(kernel[...], kernel.logical_axes, form))
     except UserError as e:
       raise UserError(f"{name}: {e}") from e
   return quantized
@@ -109,8 +109,13 @@ def frozen(model: Model) -> Model:
   return _replaced(model, nnx.Param, Frozen)
 
 
+def body_of(model: Any) -> Any:
+  """The transformer: an encoder is one with a pooling of its hidden states."""
+  return getattr(model, "body", model)
+
+
 def adapters(model: nnx.Module) -> dict[str, LoraKernel]:
-  """Adapted kernels by their dotted path in the model."""
+  """Adapted kernels by their dotted path in the body."""
   return {f"layers.{n}": k for n, k in _kernels(model).items() if isinstance(k, LoraKernel)}
 
 
@@ -121,13 +126,8 @@ def _replaced(model: Model, old: type[nnx.Variable[Any]], new: type[nnx.Variable
   return jax.tree.map(changed, model, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def _layers(model: Any) -> Any:
-  """The module that holds the stacked kernels."""
-  return model.layers
-
-
 def _kernels(model: nnx.Module) -> dict[str, Any]:
-  return {name: value for name, value in sorted(vars(_layers(model)).items()) if name.endswith(_SUFFIX)}
+  return {name: value for name, value in sorted(vars(body_of(model).layers).items()) if name.endswith(_SUFFIX)}
 
 
 def _targets(model: nnx.Module, wanted: tuple[str, ...]) -> tuple[str, ...]:

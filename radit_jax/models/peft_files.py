@@ -1,0 +1,84 @@
+"""LoRA kernels as a directory that the PEFT library reads."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from radit_jax.errors import UserError
+from radit_jax.files import atomic_directory, write_json
+from radit_jax.models import hf_weights, safetensors_files
+from radit_jax.models.lora import adapters, body_of
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def adapted_modules(model: Any) -> dict[str, str]:
+  """Adapted kernels by their path in the model, with the names of their modules in transformers, "{}" for the layer.
+
+  Raises:
+    UserError: a kernel that shares a tensor of the files with another one: PEFT adapts whole modules.
+  """
+  names, found = dict(hf_weights.kernel_names(body_of(model))), adapters(model)
+  fused = [_target(path) for path in found if path not in names]
+  if fused:
+    whole = [_target(path) for path in names]
+    raise UserError(
+      f"lora.targets: {', '.join(fused)} lie in one tensor in this model's files, and PEFT adapts whole ones; "
+      f"choose from {', '.join(whole)}"
+    )
+  return {path: names[path] for path in found}
+
+
+def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None:
+  """Writes ``adapter_model.safetensors`` and ``adapter_config.json``, whole or not at all.
+
+  Args:
+    model: a decoder or an encoder from :func:`radit_jax.models.lora.add_lora`, trained or not.
+    path: the directory.
+    base: the model that was adapted, as whoever loads the adapter will name it.
+
+  Raises:
+    UserError: see :func:`adapted_modules`.
+  """
+  modules, kernels = adapted_modules(model), adapters(model)
+  tensors = {}
+  for parameter, kernel in kernels.items():
+    for i, (a, b) in enumerate(zip(np.asarray(kernel.a[...]), np.asarray(kernel.b[...]), strict=True)):
+      name = f"base_model.model.{modules[parameter].format(i)}"
+      tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = a.T, b.T
+  first = next(iter(kernels.values()))
+  num_layers, _, rank = first.a.shape
+  config = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM" if hasattr(model, "logits") else "FEATURE_EXTRACTION",
+    "base_model_name_or_path": base,
+    "r": rank,
+    "lora_alpha": first.scale * rank,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "target_modules": _target_modules(modules, dict(hf_weights.kernel_names(body_of(model))), num_layers),
+  }
+  with atomic_directory(path) as d:
+    safetensors_files.write_file(d / WEIGHTS, tensors)
+    write_json(d / CONFIG, config)
+
+
+def _target(parameter: str) -> str:
+  return parameter.removeprefix("layers.").removesuffix("_kernel")
+
+
+def _target_modules(adapted: dict[str, str], all_modules: dict[str, str], num_layers: int) -> list[str]:
+  """Modules as PEFT finds them, by the end of their name.
+
+  The last part of the name where one module of a layer bears it (`q_proj`), else every module by its full name: BERT
+  has three called `dense`, another in its pooler, and even `output.dense` is the end of two names.
+  """
+  ends = [name.rpartition(".")[2] for name in all_modules.values()]
+  out = []
+  for name in adapted.values():
+    end = name.rpartition(".")[2]
+    out += [end] if ends.count(end) == 1 else [name.format(i) for i in range(num_layers)]
+  return sorted(out)
