@@ -1,6 +1,6 @@
 """Compiles QLoRA of an 8B model for one 16-GB TPU chip, without the chip, and says what it would hold.
 
-Needs `pip install "radit_jax[tpu]"` on any x86 Linux machine (libtpu, 700 MB, is why this is no test) and a few minutes:
+Needs `pip install "radit_jax[tpu]"` on any x86 Linux machine (libtpu, 700 MB, is why this is no test), and some minutes:
 
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python scripts/check_qlora_fits.py
 """
