@@ -1,6 +1,6 @@
 """Compiles QLoRA of an 8B model for one 16-GB TPU chip, without the chip, and says what it would hold.
 
-Needs `pip install "radit_jax[tpu]"` on any x86 Linux machine (libtpu, 700 MB, is why this is no test), and some minutes:
+Needs `pip install "radit_jax[tpu]"` on any x86 Linux machine (libtpu's 700 MB are why this is no test), and minutes:
 
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python scripts/check_qlora_fits.py
 """
@@ -14,14 +14,14 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from radit_jax.config import LoraConfig, OptimizerConfig
-from radit_jax.models.llama import Llama, LlamaConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.lora import add_lora, quantize_base
 from radit_jax.parallel_context import ParallelContextBatch
 from radit_jax.sharding import make_mesh, parameter_shardings
 from radit_jax.training.step import TrainState, make_optimizer, partition, ralt_objective, train_step
 
 #: Llama 3.1 8B.
-CONFIG = LlamaConfig(
+CONFIG = DecoderConfig(
   vocab_size=128_256,
   hidden_size=4096,
   intermediate_size=14_336,
@@ -29,7 +29,6 @@ CONFIG = LlamaConfig(
   num_heads=32,
   num_kv_heads=8,
   head_dim=128,
-  rope_theta=500_000.0,
   max_positions=8192,
 )
 ROWS, TOKENS, ANSWER_TOKENS, RANK = 4, 1024, 128, 16
@@ -54,7 +53,7 @@ def main() -> int:
 
 def _step_bytes(form, mesh, optimizer):
   def model():
-    base = Llama(CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, remat=True)
+    base = Decoder(CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, remat=True)
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
     return add_lora(quantize_base(base, form), LoraConfig(rank=RANK), rngs=nnx.Rngs(1))
 

@@ -14,31 +14,30 @@ from jax.sharding import PartitionSpec as P
 from radit_jax import sharding
 from radit_jax.config import LoopConfig, LoraConfig, OptimizerConfig
 from radit_jax.errors import UserError
-from radit_jax.models.bert import BertConfig, BertEncoder
+from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
+from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 from radit_jax.models.kernels import QuantizedKernel, dequantize
-from radit_jax.models.llama import Llama, LlamaConfig
-from radit_jax.models.lora import add_lora, frozen, merge_lora, quantize_base
+from radit_jax.models.lora import add_lora, body_of, frozen, merge_lora, quantize_base
 from radit_jax.training.loop import train
 from radit_jax.training.step import combine, init_state, make_optimizer, partition, train_step
 
-CONFIG = LlamaConfig(
+CONFIG = DecoderConfig(
   vocab_size=64, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16
 )
-BERT = BertConfig(
-  vocab_size=64, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_positions=32, max_tokens=32
-)
+BERT = BertConfig(vocab_size=64, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_positions=32)
 LORA = LoraConfig(rank=4, alpha=8.0)
 OPTIMIZER = OptimizerConfig(peak_lr=1e-2, floor_lr=1e-3, warmup_steps=0)
 
 
 @pytest.fixture(scope="module")
 def generator():
-  return Llama(CONFIG, rngs=nnx.Rngs(0))
+  return Decoder(CONFIG, rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
 def encoder():
-  return BertEncoder(BERT, rngs=nnx.Rngs(0))
+  return TextEncoder(Bert(BERT, rngs=nnx.Rngs(0)), EmbeddingConfig(max_tokens=32))
 
 
 def adapted_of(model, config=LORA, *, moved=True):
@@ -53,7 +52,7 @@ def adapted_of(model, config=LORA, *, moved=True):
 
 
 def kernels(adapted):
-  return {n: k for n, k in vars(adapted.layers).items() if n.endswith("_kernel") and hasattr(k, "b")}
+  return {n: k for n, k in vars(body_of(adapted).layers).items() if n.endswith("_kernel") and hasattr(k, "b")}
 
 
 def tokens_of(step, rows=8):
@@ -66,7 +65,7 @@ def next_token_loss(model, tokens):
 
 
 def run(encoder_or_generator, tokens):
-  if isinstance(encoder_or_generator, BertEncoder):
+  if isinstance(encoder_or_generator, TextEncoder):
     return encoder_or_generator(tokens, tokens > 0)
   return encoder_or_generator.logits(encoder_or_generator(tokens))
 
@@ -142,12 +141,12 @@ def test_merged_model_is_plain_and_computes_the_same(request, side):
   assert jax.tree.structure(merged) == jax.tree.structure(model)
   np.testing.assert_allclose(run(merged, tokens_of(0)), run(adapted, tokens_of(0)), atol=2e-5)
   assert np.abs(np.asarray(run(merged, tokens_of(0)) - run(model, tokens_of(0)))).max() > 1e-3
-  w, a, b = (np.asarray(x, np.float64) for x in (model.layers.up_kernel[...], *pair(adapted, "up_kernel")))
-  np.testing.assert_allclose(merged.layers.up_kernel[...], w + 2.0 * a @ b, rtol=1e-5, atol=1e-6)
+  w, a, b = (np.asarray(x, np.float64) for x in (body_of(model).layers.up_kernel[...], *pair(adapted, "up_kernel")))
+  np.testing.assert_allclose(body_of(merged).layers.up_kernel[...], w + 2.0 * a @ b, rtol=1e-5, atol=1e-6)
 
 
 def pair(adapted, name):
-  kernel = getattr(adapted.layers, name)
+  kernel = getattr(body_of(adapted).layers, name)
   return kernel.a[...], kernel.b[...]
 
 
@@ -186,10 +185,10 @@ def test_quantised_base_is_small_and_near(generator, form, bits):
 
 @pytest.mark.parametrize("base", ["float", "int8", "nf4"])
 def test_training_on_eight_devices_equals_one_and_leaves_the_base(mesh1, mesh8, base):
-  config = LlamaConfig(
+  config = DecoderConfig(
     vocab_size=64, hidden_size=128, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32
   )
-  model = Llama(config, rngs=nnx.Rngs(0))
+  model = Decoder(config, rngs=nnx.Rngs(0))
   model = adapted_of(model if base == "float" else quantize_base(model, base))
   before = [np.asarray(x) for x in jax.tree.leaves(partition(model)[1])]
   optimizer = make_optimizer(OPTIMIZER, 10)
@@ -224,7 +223,7 @@ def lora_run(workdir, mesh, *, source=None, steps=6, model=None):
     return ((("example",), tokens_of(step)) for step in itertools.count(start))
 
   return train(
-    adapted_of(Llama(CONFIG, rngs=nnx.Rngs(0)), moved=False) if model is None else model,
+    adapted_of(Decoder(CONFIG, rngs=nnx.Rngs(0)), moved=False) if model is None else model,
     next_token_loss,
     source or batches,
     total_steps=steps,
@@ -251,7 +250,7 @@ def test_resumed_run_is_bit_identical_and_its_result_is_the_whole_model(tmp_path
   jax.tree.map(
     np.testing.assert_array_equal, jax.tree.map(np.asarray, whole.model), jax.tree.map(np.asarray, again.model)
   )
-  assert jax.tree.structure(whole.model) == jax.tree.structure(adapted_of(Llama(CONFIG, rngs=nnx.Rngs(0))))
+  assert jax.tree.structure(whole.model) == jax.tree.structure(adapted_of(Decoder(CONFIG, rngs=nnx.Rngs(0))))
   loss = next_token_loss(whole.model, tokens_of(1000))
   np.testing.assert_allclose(float(loss[0] / loss[1]), whole.best_dev_loss, rtol=1e-5)
   assert np.asarray(whole.model.layers.q_kernel.b[...]).any()
@@ -261,8 +260,8 @@ def test_checkpoint_holds_what_is_trained_and_no_more(tmp_path, mesh1):
   def size(path: pathlib.Path) -> int:
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
-  config = LlamaConfig.tiny(4096)
-  model = Llama(config, rngs=nnx.Rngs(0))
+  config = DecoderConfig.tiny(4096)
+  model = Decoder(config, rngs=nnx.Rngs(0))
   base_bytes = sum(x.nbytes for x in jax.tree.leaves(model))
   adapted = adapted_of(model, LoraConfig(rank=2), moved=False)
   trained_bytes = sum(x.nbytes for x in jax.tree.leaves(partition(adapted)[0]))
@@ -288,7 +287,7 @@ def test_frozen_base_is_no_constant_of_the_program(mesh1, generator):
   step = functools.partial(train_step, objective=next_token_loss, update=optimizer.update)
   sizes, losses = [], []
   for seed in (0, 1):
-    state, rest = init_state(adapted_of(Llama(CONFIG, rngs=nnx.Rngs(seed))), optimizer, mesh1)
+    state, rest = init_state(adapted_of(Decoder(CONFIG, rngs=nnx.Rngs(seed))), optimizer, mesh1)
     losses.append(float(step(state, rest, tokens_of(0))[1].loss_sum))
     sizes.append(train_step._cache_size())
   assert sizes[0] == sizes[1]

@@ -14,6 +14,7 @@ import transformers
 from flax import nnx
 
 from radit_jax.config import LoraConfig
+from radit_jax.errors import UserError
 from radit_jax.models.lora import add_lora, body_of, merge_lora
 from radit_jax.models.peft_files import save_adapter
 from radit_jax.models.pretrained import load_encoder, load_generator, save_encoder, save_generator
@@ -139,3 +140,37 @@ def test_files_hold_the_layout_of_peft(tmp_path, llama_path):
   b = tensors["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"]
   assert (a.shape, b.shape, len(tensors)) == ((3, HIDDEN), (WIDTH, 3), 4)
   np.testing.assert_array_equal(a, np.asarray(adapted.layers.down_kernel.a[...][1]).T)
+
+
+@pytest.mark.parametrize("kind", ["phi3", "qwen3_embedding"])
+def test_other_families(tmp_path, kind):
+  """Phi-3's files hold q, k, v as one module, which PEFT cannot adapt in parts; a decoder that embeds has no prefix."""
+  sizes = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 48,
+    "pad_token_id": 0,
+  }
+  torch.manual_seed(1)
+  if kind == "phi3":
+    reference = transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes, bos_token_id=1, eos_token_id=2))
+    reference.save_pretrained(tmp_path / "base")
+    generator = load_generator(tmp_path / "base")
+    with pytest.raises(UserError, match=r"gate, k, q, up, v lie in one tensor .* choose from o, down"):
+      save_adapter(adapted_of(generator, ()), tmp_path / "adapter", base="base")
+    adapted = adapted_of(generator, ("o", "down"))
+    save_adapter(adapted, tmp_path / "adapter", base="base")
+    model = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter")
+    np.testing.assert_allclose(torch_logits(model), np.asarray(adapted.logits(adapted(TOKENS))), atol=1e-4)
+  else:
+    reference = transformers.Qwen3Model(transformers.Qwen3Config(**sizes, head_dim=8))
+    reference.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "radit.json").write_text(json.dumps({"pooling": "mean", "normalize": False}))
+    adapted = adapted_of(load_encoder(tmp_path / "base"), ())
+    save_adapter(adapted, tmp_path / "adapter", base="base")
+    model = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter")
+    np.testing.assert_allclose(torch_vectors(model), np.asarray(adapted(TOKENS, MASK)), atol=1e-4)

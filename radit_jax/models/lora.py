@@ -32,8 +32,8 @@ def add_lora(model: Model, config: LoraConfig, *, rngs: nnx.Rngs) -> Model:
     UserError: a target the model does not have; a rank of 0.
 
   Example:
-    >>> from radit_jax.models.llama import Llama, LlamaConfig
-    >>> adapted = add_lora(Llama(LlamaConfig.tiny(50), rngs=nnx.Rngs(0)), LoraConfig(rank=4), rngs=nnx.Rngs(1))
+    >>> from radit_jax.models.decoder import Decoder, DecoderConfig
+    >>> adapted = add_lora(Decoder(DecoderConfig.tiny(50), rngs=nnx.Rngs(0)), LoraConfig(rank=4), rngs=nnx.Rngs(1))
     >>> adapted.layers.q_kernel.a.shape
     (2, 128, 4)
   """

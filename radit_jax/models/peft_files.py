@@ -1,5 +1,6 @@
 """LoRA kernels as a directory that the PEFT library reads."""
 
+import functools
 import os
 from typing import Any
 
@@ -19,7 +20,7 @@ def adapted_modules(model: Any) -> dict[str, str]:
   Raises:
     UserError: a kernel that shares a tensor of the files with another one: PEFT adapts whole modules.
   """
-  names, found = dict(hf_weights.kernel_names(body_of(model))), adapters(model)
+  names, found = _module_names(model), adapters(model)
   fused = [_target(path) for path in found if path not in names]
   if fused:
     whole = [_target(path) for path in names]
@@ -44,9 +45,11 @@ def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None
   modules, kernels = adapted_modules(model), adapters(model)
   tensors = {}
   for parameter, kernel in kernels.items():
-    for i, (a, b) in enumerate(zip(np.asarray(kernel.a[...]), np.asarray(kernel.b[...]), strict=True)):
-      name = f"base_model.model.{modules[parameter].format(i)}"
-      tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = a.T, b.T
+    for part, stacked in (("lora_A", kernel.a), ("lora_B", kernel.b)):
+      for i, value in enumerate(np.asarray(stacked[...])):
+        read = functools.partial(np.transpose, value)
+        tensor = hf_weights.NamedTensor(value.dtype, value.shape[::-1], read)
+        tensors[f"base_model.model.{modules[parameter].format(i)}.{part}.weight"] = tensor
   first = next(iter(kernels.values()))
   num_layers, _, rank = first.a.shape
   config = {
@@ -59,11 +62,20 @@ def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None
     "bias": "none",
     "fan_in_fan_out": False,
     "inference_mode": True,
-    "target_modules": _target_modules(modules, dict(hf_weights.kernel_names(body_of(model))), num_layers),
+    "target_modules": _target_modules(modules, _module_names(model), num_layers),
   }
   with atomic_directory(path) as d:
     safetensors_files.write_file(d / WEIGHTS, tensors)
     write_json(d / CONFIG, config)
+
+
+def _module_names(model: Any) -> dict[str, str]:
+  """Kernels that are modules of their own, in the names of `AutoModelForCausalLM` or, for an encoder, `AutoModel`."""
+  body = body_of(model)
+  source = body.config.source
+  # Files of a model with a task's head put a prefix before the transformer, which alone has none.
+  prefix = source.prefix if source is not None and body is not model else ""
+  return {parameter: name.removeprefix(prefix) for parameter, name in hf_weights.kernel_names(body)}
 
 
 def _target(parameter: str) -> str:
