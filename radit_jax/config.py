@@ -365,7 +365,9 @@ class TrainGeneratorConfig:
     prompt: how rows are rendered.
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
-    dtype: the generator's computation type; weights and moments stay float32.
+    dtype: the generator's computation type; what is trained and its moments stay float32.
+    lora: train small corrections of a frozen model, also written to `adapter/`, instead of the model itself.
+    remat: the backward pass computes each layer again in place of keeping what it needs: slower, in less memory.
     mesh: devices.
   """
 
@@ -380,6 +382,8 @@ class TrainGeneratorConfig:
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig(steps=500)
   dtype: Dtype = "float32"
+  lora: LoraConfig = LoraConfig()
+  remat: bool = False
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
@@ -409,6 +413,8 @@ class TrainRetrieverConfig:
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
     embedding: pooling, prompts and limits that the encoder's files do not say.
+    lora: train small corrections of a frozen model, also written to `adapter/`, instead of the model itself.
+    remat: the backward pass computes each layer again in place of keeping what it needs: slower, in less memory.
     mesh: devices.
   """
 
@@ -429,6 +435,8 @@ class TrainRetrieverConfig:
   optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=1237, weight_decay=0.01)
   loop: LoopConfig = LoopConfig(batch_size=512)
   embedding: EmbeddingOptions = EmbeddingOptions()
+  lora: LoraConfig = LoraConfig()
+  remat: bool = False
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
@@ -579,15 +587,19 @@ class InspectConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TuningConfig:
-  """Learning rates and length of one tuning inside a whole run.
+  """One tuning inside a whole run.
 
   Attributes:
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
+    lora: train small corrections of a frozen model, instead of the model itself.
+    remat: the backward pass computes each layer again in place of keeping what it needs: slower, in less memory.
   """
 
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
+  lora: LoraConfig = LoraConfig()
+  remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,10 @@ def partition_spec(logical_axes: tuple[str | None, ...]) -> PartitionSpec:
   used = [a for a in axes if a is not None]
   if len(used) != len(set(used)):
     raise ValueError(f"logical axes {logical_axes} put two dimensions on one mesh axis: {axes}")
+  return _spec(axes)
+
+
+def _spec(axes: list[str | None]) -> PartitionSpec:
   while axes and axes[-1] is None:  # as jit writes what it returns: P() and P(None) are two programs
     axes.pop()
   return PartitionSpec(*axes)
@@ -89,7 +93,9 @@ def _sharding(path: Any, leaf: Any, mesh: Mesh | AbstractMesh) -> Any:
         f"{jax.tree_util.keystr(path)}: its {logical} dimension is {size}, which mesh axis {axis}={mesh.shape[axis]} "
         f"does not divide; {axis}=1 always works"
       )
-  return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
+  # Written as jit writes what a step returns, or the second step would be another program: without axes of size 1.
+  kept = _spec([axis if axis is not None and mesh.shape[axis] > 1 else None for axis in spec])
+  return jax.tree.map(lambda _: NamedSharding(mesh, kept), leaf)
 
 
 def parameter_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:

@@ -86,6 +86,14 @@ def test_underscores_equals_signs_and_none(verb):
   assert (calls[0].k_train, calls[0].dev_questions) == (2, None)
 
 
+def test_options_of_lora_in_a_whole_run(verb):
+  calls = verb("run")
+  lora = ["--generator-tuning.lora.rank", "4", "--generator-tuning.lora.base", "nf4", "--retriever-tuning.lora.rank=2"]
+  assert cli.main([*RUN, *lora, "--generator-tuning.lora.targets", "q", "v"]) == 0
+  assert calls[0].generator_tuning.lora == configs.LoraConfig(rank=4, targets=("q", "v"), base="nf4")
+  assert calls[0].retriever_tuning.lora == configs.LoraConfig(rank=2)
+
+
 @pytest.mark.parametrize("args", [ASK, ["ask", "--question", *ASK[1:]], [ASK[0], *ASK[2:], "--question", ASK[1]]])
 def test_the_question_may_stand_first(verb, args):
   calls = verb("ask")

@@ -194,11 +194,13 @@ def test_training_on_eight_devices_equals_one_and_leaves_the_base(mesh1, mesh8, 
   optimizer = make_optimizer(OPTIMIZER, 10)
   after = []
   for mesh in (mesh1, mesh8):
+    programs = train_step._cache_size()
     with jax.set_mesh(mesh):
       state, rest = init_state(model, optimizer, mesh)
       for step in range(2):
         tokens = sharding.place_rows(tokens_of(step), mesh)
         state, figures = train_step(state, rest, tokens, objective=next_token_loss, update=optimizer.update)
+    assert train_step._cache_size() == programs + 1
     for x, was in zip(jax.tree.leaves(rest), before, strict=True):
       np.testing.assert_array_equal(np.asarray(x), was)
     after.append((jax.tree.map(np.asarray, state.model), float(figures.loss_sum)))
@@ -279,6 +281,17 @@ def test_a_model_without_frozen_parts_and_a_foreign_pytree_are_trained_whole(gen
   trained, rest = partition(foreign)
   assert (len(jax.tree.leaves(trained)), len(jax.tree.leaves(rest))) == (1, 1)
   assert trained["fixed"] is None
+
+
+def test_non_finite_step_changes_nothing(mesh1, generator):
+  optimizer = make_optimizer(OPTIMIZER, 10)
+  state, rest = init_state(adapted_of(generator), optimizer, mesh1)
+  before = jax.tree.map(np.asarray, state)
+  poisoned = jax.tree.map(lambda x: x * jnp.nan, rest)
+  state, figures = train_step(state, poisoned, tokens_of(0), objective=next_token_loss, update=optimizer.update)
+  assert (bool(figures.finite), int(state.nonfinite_steps)) == (False, 1)
+  jax.tree.map(np.testing.assert_array_equal, before.model, jax.tree.map(np.asarray, state.model))
+  jax.tree.map(np.testing.assert_array_equal, before.optimizer_state, jax.tree.map(np.asarray, state.optimizer_state))
 
 
 def test_frozen_base_is_no_constant_of_the_program(mesh1, generator):

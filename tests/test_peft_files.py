@@ -131,10 +131,10 @@ def test_peft_and_transformers_compute_our_vectors(tmp_path, tokenizer, bert_pat
 
 def test_files_hold_the_layout_of_peft(tmp_path, llama_path):
   adapted = adapted_of(load_generator(llama_path), ("down",))
-  save_adapter(adapted, tmp_path, base="some/base")
+  save_adapter(adapted, tmp_path, base="some/base@v2")
   config = json.loads((tmp_path / "adapter_config.json").read_text())
   assert (config["r"], config["lora_alpha"], config["target_modules"]) == (3, 7.5, ["down_proj"])
-  assert config["base_model_name_or_path"] == "some/base"
+  assert (config["base_model_name_or_path"], config["revision"]) == ("some/base", "v2")
   tensors = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
   a = tensors["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"]
   b = tensors["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"]

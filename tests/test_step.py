@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,13 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from radit_jax import losses
-from radit_jax.config import OptimizerConfig
+from radit_jax.config import MeshConfig, OptimizerConfig
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.dual_encoder import DualEncoder
 from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 from radit_jax.parallel_context import LSRBatch
-from radit_jax.sharding import place_rows
+from radit_jax.sharding import make_mesh, place_rows
 from radit_jax.training.step import (
   PairBatch,
   contrastive_objective,
@@ -173,6 +174,22 @@ def test_state_is_sharded_like_its_model(mesh8):
   ]
   assert len(specs) == 2  # both moments
   assert all(spec == P(None, "fsdp", "tensor") for _, spec in specs)
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 1, 4), (1, 1, 1)])
+def test_a_mesh_with_axes_of_size_1_runs_one_program(encoders, batch, axes):
+  """Shardings come back from jit without such axes; handed in with them, every program would be compiled twice."""
+  config = MeshConfig(*axes)
+  mesh = make_mesh(config, devices=jax.devices()[: math.prod(axes)])
+  optimizer = make_optimizer(OptimizerConfig(), 10)
+  before = train_step._cache_size()
+  with jax.set_mesh(mesh):
+    state, frozen = init_state(encoders.query_encoder, optimizer, mesh)
+    first = [x.sharding for x in jax.tree.leaves(state)]
+    for _ in range(3):
+      state, _ = train_step(state, frozen, place_rows(batch, mesh), objective=LSR, update=optimizer.update)
+  assert train_step._cache_size() == before + 1
+  assert [x.sharding for x in jax.tree.leaves(state)] == first
 
 
 def test_lsr_step_on_eight_devices_equals_one(encoders, batch, mesh1, mesh8):

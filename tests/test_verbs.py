@@ -14,7 +14,14 @@ from radit_jax import files
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedStore, ScoreStore
 from radit_jax.errors import UserError
-from radit_jax.models.pretrained import fingerprint, load_encoder, load_tokenizer, save_encoder, save_generator
+from radit_jax.models.pretrained import (
+  fingerprint,
+  load_encoder,
+  load_tokenizer,
+  passage_encoder_of,
+  save_encoder,
+  save_generator,
+)
 from radit_jax.verbs.ask import ask
 from radit_jax.verbs.evaluate import evaluate
 from radit_jax.verbs.index import index
@@ -284,6 +291,76 @@ def _leaves(module):
   import jax
 
   return jax.tree.leaves(module)
+
+
+@pytest.mark.parametrize("base", ["float", "int8"])
+def test_generator_with_lora_is_exported_merged_and_as_an_adapter(made, parts, tmp_path, base):
+  """Only the targets differ from the files, by what the adapter holds; in the type of the files; the base stays."""
+  from safetensors.numpy import load_file
+
+  before = fingerprint(parts["generator"])
+  lora = c.LoraConfig(rank=2, alpha=4.0, targets=("q", "down"), base=base)
+  result = train_generator(generator_config(made, parts, tmp_path / "run", lora=lora))
+  assert fingerprint(parts["generator"]) == before
+  adapter = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+  merged, files_of = (load_file(f"{d}/model.safetensors") for d in (result.generator, parts["generator"]))
+  assert merged.keys() == files_of.keys()
+  assert len(adapter) == 2 * 2 * 2
+  for name, w in files_of.items():
+    a = adapter.get(f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight")
+    if a is None:
+      np.testing.assert_array_equal(merged[name], w)
+    else:
+      b = adapter[f"base_model.model.{name.removesuffix('.weight')}.lora_B.weight"]
+      assert b.any()
+      np.testing.assert_allclose(merged[name], w + 2.0 * b @ a, atol=1e-6)
+  assert train_generator(generator_config(made, parts, tmp_path / "run", lora=lora)) == result
+
+
+def test_resumed_lora_equals_uninterrupted(made, parts, tmp_path):
+  lora = c.LoraConfig(rank=2, base="int8")
+  whole = train_generator(generator_config(made, parts, tmp_path / "whole", lora=lora))
+
+  class Killed(Exception):
+    pass
+
+  def kill(stage, done, total, unit, **figures):
+    if done == 3:
+      raise Killed
+
+  with pytest.raises(Killed):
+    train_generator(generator_config(made, parts, tmp_path / "cut", lora=lora), progress=kill)
+  again = train_generator(generator_config(made, parts, tmp_path / "cut", lora=lora))
+  assert fingerprint(whole.generator) == fingerprint(again.generator)
+
+
+def test_remat_changes_memory_and_not_the_loss(made, parts, tmp_path):
+  plain, again = (train_generator(generator_config(made, parts, tmp_path / str(r), remat=r)) for r in (False, True))
+  np.testing.assert_allclose(plain.best_dev_loss, again.best_dev_loss, rtol=1e-5)
+
+
+def test_query_encoder_with_lora_reads_the_same_index(made, parts, tmp_path):
+  lora = c.LoraConfig(rank=2)
+  before = files.read_json(f"{made}/index/manifest.json")
+  result = train_retriever(retriever_config(made, parts, tmp_path / "run", lora=lora))
+  assert fingerprint(result.query_encoder) != fingerprint(parts["encoder"])
+  assert passage_encoder_of(result.query_encoder) == fingerprint(parts["encoder"])
+  assert files.read_json(f"{made}/index/manifest.json") == before
+  assert (tmp_path / "run/adapter/adapter_config.json").exists()
+  retrieve(retrieve_config(made, parts, "test", encoder=result.query_encoder, out=f"{tmp_path}/again"))
+
+
+@pytest.mark.parametrize(
+  ("lora", "message"),
+  [
+    (c.LoraConfig(rank=2, targets=("query",)), "'query' is none of down, gate, k, o, q, up, v"),
+    (c.LoraConfig(rank=2, base="nf4"), "down_kernel: nf4 needs kernels of a multiple of 64 rows, this one has 32"),
+  ],
+)
+def test_what_lora_cannot_do_does_not_take_the_directory(made, parts, tmp_path, lora, message):
+  with pytest.raises(UserError, match=message):
+    train_generator(generator_config(made, parts, tmp_path / "run", lora=lora))
+  assert not (tmp_path / "run").exists()
 
 
 def test_contrastive_baseline_trains_too(made, parts, tmp_path):

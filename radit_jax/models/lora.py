@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -74,7 +75,8 @@ def merge_lora(model: Model, *, into: Model | None = None) -> Model:
       base = kernel.base if into is None else getattr(body_of(into).layers, name)
       if isinstance(base, QuantizedKernel):
         raise ValueError(f"{name}: a quantised base cannot take a correction; give the model of the files as `into`")
-      w = _merged(base[...], kernel.a[...], kernel.b[...], kernel.scale)
+      # A and B by way of the host: `into` may lie on other devices than what was trained.
+      w = _merged(base[...], np.asarray(kernel.a[...]), np.asarray(kernel.b[...]), kernel.scale)
       setattr(body_of(merged).layers, name, Frozen(w, logical_axes=base.logical_axes))
     elif into is None and isinstance(kernel, QuantizedKernel):
       raise ValueError(f"{name}: the base is quantised; give the model of the files as `into`")

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None
   Args:
     model: a decoder or an encoder from :func:`radit_jax.models.lora.add_lora`, trained or not.
     path: the directory.
-    base: the model that was adapted, as whoever loads the adapter will name it.
+    base: the model that was adapted, a directory or a Hub id, with or without ``@revision``.
 
   Raises:
     UserError: see :func:`adapted_modules`.
@@ -52,10 +53,12 @@ def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None
         tensors[f"base_model.model.{modules[parameter].format(i)}.{part}.weight"] = tensor
   first = next(iter(kernels.values()))
   num_layers, _, rank = first.a.shape
+  name, _, revision = (base, "", "") if pathlib.Path(base).is_dir() else base.partition("@")
   config = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM" if hasattr(model, "logits") else "FEATURE_EXTRACTION",
-    "base_model_name_or_path": base,
+    "base_model_name_or_path": name,
+    "revision": revision or None,
     "r": rank,
     "lora_alpha": first.scale * rank,
     "lora_dropout": 0.0,

@@ -1,6 +1,7 @@
 """`radit train-generator`: RALT, or plain instruction tuning on the same examples without passages."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -89,7 +90,8 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
   # All that can be wrong with the input is found before the directory is taken.
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_rows(config.loop.batch_size, mesh)
-  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype, param_dtype=tuning.MASTER_DTYPE)
+  load = functools.partial(load_generator, config.generator, dtype=config.dtype, remat=config.remat)
+  generator = tuning.load_for_tuning(load, config.lora, mesh=mesh, seed=config.loop.seed)
   prompt.check_positions(generator.config.max_positions)
   loop, k, with_passages = config.loop, config.k, config.method == "ralt"
   if not with_passages:
@@ -128,6 +130,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     stage=f"train generator ({config.method})",
     progress=progress,
   )
+  model = tuning.export_tuned(model, load, config, base=config.generator)
   recipe = cards.generator_recipe(config, prompt, stores["train"], inputs, tuning.card_figures(figures))
   save_generator(model, tokenizer, root / "generator", beside=cards.generator_files(recipe))
   result = TrainGeneratorResult(

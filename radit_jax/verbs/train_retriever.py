@@ -101,7 +101,8 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
 
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_rows(config.loop.batch_size, mesh)
-  encoder = load_encoder(config.encoder, mesh=mesh, param_dtype=tuning.MASTER_DTYPE, options=config.embedding)
+  load = functools.partial(load_encoder, config.encoder, remat=config.remat, options=config.embedding)
+  encoder = tuning.load_for_tuning(load, config.lora, mesh=mesh, seed=config.loop.seed)
   tokenizer = load_tokenizer(config.encoder)
   temperature = encoder_temperature(config.encoder, config.embedding)
   max_tokens, prompt = encoder.config.max_tokens, encoder.config.query_prompt
@@ -141,6 +142,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     stage=f"train retriever ({'shuffled lsr' if config.shuffle_teacher else config.loss})",
     progress=progress,
   )
+  model = tuning.export_tuned(model, load, config, base=config.encoder)
   recipe = cards.encoder_recipe(config, stores["train"], inputs, tuning.card_figures(figures))
   save_encoder(
     model,

@@ -3,16 +3,19 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Int
 
 from radit_jax import files, runs, sharding
-from radit_jax.config import LoopConfig, TrainGeneratorConfig, TrainRetrieverConfig
+from radit_jax.config import LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
+from radit_jax.models.lora import add_lora, merge_lora, quantize_base
+from radit_jax.models.peft_files import adapted_modules, save_adapter
 from radit_jax.progress import Progress
 from radit_jax.training.loop import Batch, train
 from radit_jax.training.step import Objective
@@ -22,6 +25,13 @@ RESULT = "result.json"
 #: Type of trained weights: at a rate of 1e-5 most updates are lost in bfloat16, whose neighbours are 1/256 apart.
 MASTER_DTYPE = "float32"
 R = TypeVar("R")
+TuningVerb = TrainGeneratorConfig | TrainRetrieverConfig
+
+
+class Load(Protocol):
+  """Reads a verb's model from its files, onto a mesh or the default device, in one type or that of the files."""
+
+  def __call__(self, *, mesh: Mesh | None, param_dtype: str | None) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,13 +132,60 @@ def write_first_batch(workdir: str | pathlib.Path, batches: Callable[[int], Iter
     describe_batch(*next(batches(0)), tokenizer, stem)
 
 
+def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int) -> Any:
+  """The model to train: the whole one in `MASTER_DTYPE`, or a frozen one with trained corrections beside its kernels.
+
+  Args:
+    load: gives the model of the files.
+    lora: rank 0 for the whole model.
+    mesh: what is trained, and a base in floats, are placed on it; a base to be quantised stays on the host until then,
+      as it may be larger than the devices.
+    seed: of the random A.
+
+  Raises:
+    UserError: see :func:`radit_jax.models.lora.add_lora`; or corrections that no adapter file could hold.
+  """
+  if not lora.rank:
+    return load(mesh=mesh, param_dtype=MASTER_DTYPE)
+  if lora.base == "float":
+    base = load(mesh=mesh, param_dtype=None)
+  else:
+    with jax.default_device(_host()):
+      base = quantize_base(load(mesh=None, param_dtype=None), lora.base)
+  adapted = add_lora(base, lora, rngs=nnx.Rngs(seed))
+  adapted_modules(adapted)
+  return adapted
+
+
+def export_tuned(model: Any, load: Load, config: TuningVerb, *, base: str) -> Any:
+  """The plain model to export; the corrections alone are written to ``adapter/`` in the work directory.
+
+  Args:
+    model: what training left.
+    load: as in :func:`load_for_tuning`; a quantised base is merged into the weights of the files.
+    config: of the verb.
+    base: name of the model that was adapted.
+  """
+  if not config.lora.rank:
+    return model
+  save_adapter(model, pathlib.Path(config.workdir) / "adapter", base=base)
+  if config.lora.base == "float":
+    return merge_lora(model)
+  with jax.default_device(_host()):
+    return merge_lora(model, into=load(mesh=None, param_dtype=None))
+
+
+def _host() -> jax.Device:
+  return jax.local_devices(backend="cpu")[0]
+
+
 def tune(
   model: Any,
   objective: Objective,
   batches: Callable[[int], Iterator[Batch]],
   dev_batches: Callable[[], Iterable[Batch]],
   *,
-  config: TrainGeneratorConfig | TrainRetrieverConfig,
+  config: TuningVerb,
   verb: str,
   wanted: dict[str, Any],
   total_steps: int,
@@ -140,7 +197,7 @@ def tune(
   """Takes the directory, writes the first batch, and trains.
 
   Args:
-    model: its weights in `MASTER_DTYPE`.
+    model: from :func:`load_for_tuning`.
     objective: see :data:`radit_jax.training.step.Objective`.
     batches: from a start step; see :func:`radit_jax.training.loop.train`.
     dev_batches: to pick the best checkpoint on.

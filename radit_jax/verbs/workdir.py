@@ -234,6 +234,8 @@ class Workdir:
       prompt=c.prompt,
       optimizer=c.generator_tuning.optimizer,
       loop=dataclasses.replace(c.generator_tuning.loop, seed=c.seed),
+      lora=c.generator_tuning.lora,
+      remat=c.generator_tuning.remat,
       dtype=c.dtype,
       mesh=c.mesh,
     )
@@ -270,6 +272,8 @@ class Workdir:
       shuffle_teacher=name == "shuffled",
       optimizer=c.retriever_tuning.optimizer,
       loop=dataclasses.replace(c.retriever_tuning.loop, seed=c.seed),
+      lora=c.retriever_tuning.lora,
+      remat=c.retriever_tuning.remat,
       embedding=c.embedding,
       mesh=c.mesh,
     )
