@@ -16,7 +16,7 @@ from flax import nnx
 from radit_jax.config import LoraConfig
 from radit_jax.errors import UserError
 from radit_jax.models.lora import add_lora, body_of, merge_lora
-from radit_jax.models.peft_files import save_adapter
+from radit_jax.models.peft_files import fused_targets, save_adapter
 from radit_jax.models.pretrained import load_encoder, load_generator, save_encoder, save_generator
 
 VOCAB, WIDTH, HIDDEN = 32, 24, 40
@@ -143,7 +143,7 @@ def test_files_hold_the_layout_of_peft(tmp_path, llama_path):
 
 
 @pytest.mark.parametrize("kind", ["phi3", "qwen3_embedding"])
-def test_other_families(tmp_path, kind):
+def test_other_families(tmp_path, tokenizer, kind):
   """Phi-3's files hold q, k, v as one module, which PEFT cannot adapt in parts; a decoder that embeds has no prefix."""
   sizes = {
     "vocab_size": VOCAB,
@@ -162,7 +162,13 @@ def test_other_families(tmp_path, kind):
     generator = load_generator(tmp_path / "base")
     with pytest.raises(UserError, match=r"gate, k, q, up, v lie in one tensor .* choose from o, down"):
       save_adapter(adapted_of(generator, ()), tmp_path / "adapter", base="base")
+    everything = adapted_of(generator, ())
+    assert set(fused_targets(everything)) == {"q", "k", "v", "gate", "up"}
+    save_generator(merge_lora(everything), tokenizer, tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    np.testing.assert_allclose(torch_logits(merged), np.asarray(everything.logits(everything(TOKENS))), atol=1e-4)
     adapted = adapted_of(generator, ("o", "down"))
+    assert not fused_targets(adapted)
     save_adapter(adapted, tmp_path / "adapter", base="base")
     model = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter")
     np.testing.assert_allclose(torch_logits(model), np.asarray(adapted.logits(adapted(TOKENS))), atol=1e-4)

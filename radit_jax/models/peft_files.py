@@ -15,21 +15,29 @@ from radit_jax.models.lora import adapters, body_of
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
+def fused_targets(model: Any) -> list[str]:
+  """Adapted kernels that share a tensor of the files with another one (Phi-3, ModernBERT): PEFT adapts whole modules.
+
+  A model that has any is exported merged only.
+  """
+  names = _module_names(model)
+  return [_target(path) for path in adapters(model) if path not in names]
+
+
 def adapted_modules(model: Any) -> dict[str, str]:
   """Adapted kernels by their path in the model, with the names of their modules in transformers, "{}" for the layer.
 
   Raises:
     UserError: a kernel that shares a tensor of the files with another one: PEFT adapts whole modules.
   """
-  names, found = _module_names(model), adapters(model)
-  fused = [_target(path) for path in found if path not in names]
+  names, fused = _module_names(model), fused_targets(model)
   if fused:
     whole = [_target(path) for path in names]
     raise UserError(
       f"lora.targets: {', '.join(fused)} lie in one tensor in this model's files, and PEFT adapts whole ones; "
       f"choose from {', '.join(whole)}"
     )
-  return {path: names[path] for path in found}
+  return {path: names[path] for path in adapters(model)}
 
 
 def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None:

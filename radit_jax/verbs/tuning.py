@@ -15,7 +15,7 @@ from radit_jax import files, runs, sharding
 from radit_jax.config import LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
 from radit_jax.models.lora import add_lora, merge_lora, quantize_base
-from radit_jax.models.peft_files import adapted_modules, save_adapter
+from radit_jax.models.peft_files import fused_targets, save_adapter
 from radit_jax.progress import Progress
 from radit_jax.training.loop import Batch, train
 from radit_jax.training.step import Objective
@@ -143,7 +143,7 @@ def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int) -> A
     seed: of the random A.
 
   Raises:
-    UserError: see :func:`radit_jax.models.lora.add_lora`; or corrections that no adapter file could hold.
+    UserError: see :func:`radit_jax.models.lora.add_lora`.
   """
   if not lora.rank:
     return load(mesh=mesh, param_dtype=MASTER_DTYPE)
@@ -152,13 +152,12 @@ def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int) -> A
   else:
     with jax.default_device(_host()):
       base = quantize_base(load(mesh=None, param_dtype=None), lora.base)
-  adapted = add_lora(base, lora, rngs=nnx.Rngs(seed))
-  adapted_modules(adapted)
-  return adapted
+  return add_lora(base, lora, rngs=nnx.Rngs(seed))
 
 
 def export_tuned(model: Any, load: Load, config: TuningVerb, *, base: str) -> Any:
-  """The plain model to export; the corrections alone are written to ``adapter/`` in the work directory.
+  """The plain model to export; the corrections alone are written to ``adapter/`` in the work directory if PEFT can hold
+  them.
 
   Args:
     model: what training left.
@@ -168,7 +167,8 @@ def export_tuned(model: Any, load: Load, config: TuningVerb, *, base: str) -> An
   """
   if not config.lora.rank:
     return model
-  save_adapter(model, pathlib.Path(config.workdir) / "adapter", base=base)
+  if not fused_targets(model):
+    save_adapter(model, pathlib.Path(config.workdir) / "adapter", base=base)
   if config.lora.base == "float":
     return merge_lora(model)
   with jax.default_device(_host()):
