@@ -39,6 +39,22 @@ class ParallelContextBatch:
     answer_tokens: ``[R, A]`` int32.
     answer_slot: ``[R, A]`` int32, the slot b*K+j the answer token counts for; -1 is padding.
     context_mask: ``[B, K]`` bool, True for real passages.
+
+  Example:
+    The answer "8 9" after the prompts "5 6" and "7", one row each; a row may as well hold both, as two segments.
+
+    >>> import numpy as np
+    >>> batch = ParallelContextBatch(
+    ...   tokens=np.array([[5, 6, 8, 9], [7, 8, 9, 0]]),
+    ...   positions=np.array([[0, 1, 2, 3], [0, 1, 2, 0]]),
+    ...   segment_ids=np.array([[1, 1, 1, 1], [1, 1, 1, 0]]),
+    ...   answer_positions=np.array([[1, 2], [0, 1]]),
+    ...   answer_tokens=np.array([[8, 9], [8, 9]]),
+    ...   answer_slot=np.array([[0, 0], [1, 1]]),
+    ...   context_mask=np.array([[True, True]]),
+    ... )
+    >>> np.take_along_axis(batch.tokens, batch.answer_positions + 1, axis=1).tolist()  # what each position predicts
+    [[8, 9], [8, 9]]
   """
 
   tokens: Any
@@ -64,6 +80,18 @@ class LSRBatch:
     context_mask: ``[B, K]`` bool, True for real passages.
     positive: ``[B, K]`` bool, True for gold passages; only the contrastive loss reads it.
     passage_rows: ``[B, K]`` int32, rows of the passage store, for that loss: two slots with one row are one passage.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from radit_jax.losses import lsr_log_targets
+    >>> batch = LSRBatch(  # one query with two passages; under the second one the answer is likelier
+    ...   query_tokens=jnp.array([[2, 7, 3]]), query_mask=jnp.ones((1, 3), bool),
+    ...   passage_embeddings=jnp.array([[[1.0, 0.0], [0.0, 1.0]]]),
+    ...   log_likelihood=jnp.array([[-6.0, -2.0]]), num_tokens=jnp.array([[2, 2]]),
+    ...   context_mask=jnp.ones((1, 2), bool))
+    >>> targets = lsr_log_targets(batch.log_likelihood, batch.num_tokens, temperature=0.1, where=batch.context_mask)
+    >>> print(jnp.exp(targets).round(2))
+    [[0.04 0.96]]
   """
 
   query_tokens: Any
@@ -84,6 +112,12 @@ class AnswerLogLikelihoods:
   Attributes:
     log_likelihood: ``[B, K]`` float32, log p(y | c_j ∘ x) in nats; 0 for an empty slot.
     num_tokens: ``[B, K]`` int32, answer tokens in each sum.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> out = AnswerLogLikelihoods(jnp.array([[-3.0, -1.0]]), jnp.array([[2, 2]]))
+    >>> print(out.log_likelihood.sum() / out.num_tokens.sum())  # per answer token, whatever the batches were
+    -1.0
   """
 
   log_likelihood: Any

@@ -246,6 +246,28 @@ def test_scores_are_what_the_generator_says_of_each_row_alone(made, parts):
     assert stored.num_tokens[j] == row.answer_end - row.answer_start
 
 
+def test_score_tells_what_was_cut(made, parts, tmp_path):
+  """Against every row rendered alone, under many draws of the markers; a second call reads it from the store."""
+  from radit_jax.data.prompts import Prompt
+
+  limits = dataclasses.replace(PROMPT, max_tokens=49, max_passage_tokens=12)
+  cfg = score_config(made, parts, "dev", out=f"{tmp_path}/scores", prompt=limits, k=3)
+  result = score(cfg)
+  prompt, store = Prompt(load_tokenizer(parts["generator"]), limits), PassageStore(made / "passages")
+  cut_passages = cut_questions = 0
+  for example in RetrievedStore(made / "retrieved/dev"):
+    for row in example.passage_rows[:3]:
+      drawn = [(example.question, store[int(row)], example.answers[0], (0, i, "q")) for i in range(30)]
+      rendered = prompt.render_many(drawn)
+      cut_passages += any(r.cut_passage_tokens for r in rendered)
+      cut_questions += any(r.cut_question_tokens for r in rendered)
+  assert (result.cut_passages, result.cut_questions) == (cut_passages, cut_questions)
+  assert cut_passages
+  assert cut_questions
+  assert f"cut to fit: {result.cut_passages} passages, {result.cut_questions} questions" in result.summary()
+  assert score(cfg) == result
+
+
 @pytest.mark.parametrize("method", ["ralt", "it"])
 def test_generator_is_tuned_exported_and_kept(made, parts, tmp_path, method):
   cfg = generator_config(made, parts, tmp_path / "run", method=method)

@@ -27,18 +27,23 @@ class ScoreResult:
     num_questions: questions in it.
     num_passages: passages scored, padding not counted.
     mean_log_likelihood: mean log-probability per answer token, in nats.
+    cut_passages: passages scored that were cut to fit their row.
+    cut_questions: rows whose question was cut to fit, or would be under the longest of the prompt's markers.
   """
 
   scores: str
   num_questions: int
   num_passages: int
   mean_log_likelihood: float
+  cut_passages: int
+  cut_questions: int
 
   def summary(self) -> str:
     """One line for the command line."""
     return (
       f"{self.num_passages} passages of {self.num_questions} questions scored, "
-      f"mean log p per answer token {self.mean_log_likelihood:.3f}: {self.scores}"
+      f"mean log p per answer token {self.mean_log_likelihood:.3f}; "
+      f"cut to fit: {self.cut_passages} passages, {self.cut_questions} questions: {self.scores}"
     )
 
 
@@ -69,15 +74,18 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
     mesh = sharding.make_mesh(config.mesh)
     generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
     prompt.check_positions(generator.config.max_positions)
-    records = _score(generator, retrieved, passages, prompt, config, mesh, progress)
+    lengths = row_lengths(retrieved, passages, prompt, k=config.k, with_passages=True)
+    records = _score(generator, retrieved, passages, prompt, lengths, config, mesh, progress)
     made_of = {"generator": inputs["generator"], "retrieved": inputs["retrieved"], "prompt": prompt.hash}
-    fields = {"recipe": wanted, "k": config.k, **made_of}
+    cut = {"cut_passages": lengths.cut_passages, "cut_questions": lengths.cut_questions}
+    fields = {"recipe": wanted, "k": config.k, **made_of, **cut}
     write_scores(records, config.out, manifest=fields)
   store = ScoreStore(config.out, retrieved=retrieved)
   total = sum(float(s.log_likelihood[s.valid].sum()) for s in store)
   tokens = sum(int(s.num_tokens[s.valid].sum()) for s in store)
   real = sum(int(s.valid.sum()) for s in store)
-  return ScoreResult(config.out, len(store), real, total / max(tokens, 1))
+  cuts = store.manifest["cut_passages"], store.manifest["cut_questions"]
+  return ScoreResult(config.out, len(store), real, total / max(tokens, 1), *cuts)
 
 
 @jax.jit
@@ -86,9 +94,8 @@ def _forward(generator, batch):  # type: ignore[no-untyped-def]
   return out.log_likelihood, out.num_tokens
 
 
-def _score(generator, retrieved, passages, prompt, config, mesh, progress):  # type: ignore[no-untyped-def]
+def _score(generator, retrieved, passages, prompt, lengths, config, mesh, progress):  # type: ignore[no-untyped-def]
   """Score records in the order of the store."""
-  lengths = row_lengths(retrieved, passages, prompt, k=config.k, with_passages=True)
   batch_size = sharding.round_up_rows(config.batch_size, mesh)
   plan = plan_in_order(lengths.rows, batch_size=batch_size, bucket_multiple=row_multiple(jax.default_backend()))
   found: dict[str, PassageScores] = {}
