@@ -33,3 +33,11 @@ def mesh1() -> Mesh:
 def mesh8() -> Mesh:
   """Eight devices: data 2 x fsdp 2 x tensor 2."""
   return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> dict[str, str]:
+  """Corpus, questions, and two untrained models as Hugging Face directories."""
+  from tiny import make_parts
+
+  return make_parts(tmp_path_factory.mktemp("parts"))

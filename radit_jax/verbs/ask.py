@@ -59,6 +59,11 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder)
   check_passages(index.manifest["passages_fingerprint"], store, config.index)
+  # Both models are loaded before anything is computed, so that a wrong path is told at once.
+  tokenizer = load_tokenizer(config.generator)
+  prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
+  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+  prompt.check_positions(generator.config.max_positions)
   encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
   embeddings = embed_queries(
     encoder,
@@ -74,10 +79,6 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
   rows = [int(row) for row, valid in zip(found.ids[0], found.valid[0], strict=True) if valid]
   passages = tuple(store[row] for row in rows)
   scores = tuple(float(s) for s in found.scores[0][: len(rows)])
-  tokenizer = load_tokenizer(config.generator)
-  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
-  prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
-  prompt.check_positions(generator.config.max_positions)
   (answer,) = answer_questions(
     generator,
     tokenizer,

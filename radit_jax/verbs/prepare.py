@@ -192,12 +192,13 @@ def read_split(path: str) -> list[dict[str, Any]]:
   """Questions of one split file, as `prepare` wrote them.
 
   Raises:
-    UserError: the file is missing or empty, or lies in a directory whose manifest it does not match.
+    UserError: the file is missing or empty, or is not one that `prepare` wrote into that directory.
   """
   p = pathlib.Path(path)
   if not p.is_file():
     raise UserError(f"{p}: no such file; `radit prepare` makes it")
-  files.read_manifest(p.parent, "split", verify="full")
+  if p.name not in files.read_manifest(p.parent, "split", verify="full")["files"]:
+    raise UserError(f"{p}: not a file of questions; `radit prepare` wrote {', '.join(f'{n}.jsonl' for n in SPLITS)}")
   # Not splitlines: a question may hold a line separator of Unicode, which JSON does not escape.
   lines = [json.loads(line) for line in p.read_text(encoding="utf-8").split("\n") if line]
   if not lines:

@@ -24,8 +24,7 @@ from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
-from radit_jax.models.hf_config import read_generator_config
-from radit_jax.models.pretrained import fingerprint, load_tokenizer
+from radit_jax.models.pretrained import load_encoder, load_generator, load_tokenizer
 from radit_jax.progress import Progress
 from radit_jax.sharding import check_rows, make_mesh
 from radit_jax.verbs.evaluate import EvaluateResult, evaluate
@@ -112,15 +111,10 @@ class Workdir:
       UserError: whatever is wrong with the input, or options that differ from those of the run that is here.
     """
     c = self.config
-    models = [c.generator, c.encoder, *([c.passage_encoder] if c.passage_encoder else [])]
-    for path in models if c.teacher in ("base", "tuned") else [*models, c.teacher]:
-      fingerprint(path)  # a wrong path is told before anything is made
     runs.check_run(c.workdir, "run", _recipe(c))
-    mesh = make_mesh(c.mesh)
-    for tuning in (c.generator_tuning, c.retriever_tuning):
-      check_rows(tuning.loop.batch_size, mesh)
     prompt = Prompt(load_tokenizer(c.generator), c.prompt)
-    prompt.check_positions(read_generator_config(c.generator).max_positions)
+    if not (self.root / runs.RUN).exists():
+      self._check_models(prompt)
     with self.stages("prepare"):
       prepared = self._call(prepare, self._prepare_config())
     if c.k > prepared.num_passages:
@@ -135,6 +129,19 @@ class Workdir:
         store = RetrievedStore(self._path("retrieved", "base", split))
         row_lengths(store, PassageStore(self._path("passages")), prompt, k=1, with_passages=False)
     open_workdir(c)
+
+  def _check_models(self, prompt: Prompt) -> None:
+    """Loads each model and drops it: what is damaged, or too small, is told now and not after hours of embedding."""
+    c = self.config
+    mesh = make_mesh(c.mesh)
+    for tuning in (c.generator_tuning, c.retriever_tuning):
+      check_rows(tuning.loop.batch_size, mesh)
+    for path in dict.fromkeys((c.generator, *([] if c.teacher in ("base", "tuned") else [c.teacher]))):
+      load_tokenizer(path)
+      prompt.check_positions(load_generator(path, mesh=mesh, dtype=c.dtype).config.max_positions)
+    for path in dict.fromkeys((c.encoder, c.passage_encoder or c.encoder)):
+      load_tokenizer(path)
+      load_encoder(path, mesh=mesh, options=c.embedding)
 
   def all_gold(self, split: str) -> bool:
     """Whether every question of a split names its gold passage."""
