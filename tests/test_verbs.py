@@ -207,6 +207,50 @@ def test_generator_is_tuned_exported_and_kept(made, parts, tmp_path, method):
   assert (tmp_path / "run/generator/model.safetensors").stat().st_mtime_ns == before
 
 
+def differ_by_roundings(half, full, *, num_tokens=1):
+  """bfloat16 keeps 8 bits, so logits of size 3 made of a few rounded factors are off by some 0.01 each; not by 0."""
+  off = np.abs(np.asarray(half) - np.asarray(full)) / num_tokens
+  assert off.max() < 0.04
+  assert off.max() > 1e-4  # two float32 programs agree to 1e-5: this one did compute in bfloat16
+
+
+def test_scores_in_bfloat16(made, parts, tmp_path):
+  stores = []
+  for dtype in ("float32", "bfloat16"):
+    score(score_config(made, parts, out=f"{tmp_path}/{dtype}", dtype=dtype))
+    stores.append(list(ScoreStore(f"{tmp_path}/{dtype}")))
+  full, half = (np.stack([s.log_likelihood for s in store]) for store in stores)
+  num_tokens = np.stack([s.num_tokens for s in stores[0]])
+  assert half.dtype == np.float32
+  differ_by_roundings(half, full, num_tokens=num_tokens)
+  np.testing.assert_array_equal(num_tokens, np.stack([s.num_tokens for s in stores[1]]))
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_training_in_bfloat16_keeps_weights_and_moments_in_float32(made, parts, tmp_path, stored):
+  """Whatever the files hold: a rate of 1e-5 would be lost on weights of 8 bits."""
+  from radit_jax.models.pretrained import load_generator, save_generator
+  from radit_jax.training.checkpoint import Checkpoints
+
+  files_of = {"generator": str(tmp_path / "generator")}
+  save_generator(
+    load_generator(parts["generator"]), load_tokenizer(parts["generator"]), tmp_path / "generator", dtype=stored
+  )
+  losses = []
+  for dtype in ("float32", "bfloat16"):
+    result = train_generator(generator_config(made, {**parts, **files_of}, tmp_path / dtype, dtype=dtype))
+    lines = [json.loads(x) for x in (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()]
+    losses.append([x.get("loss", x.get("dev_loss")) for x in lines])
+  differ_by_roundings(losses[1], losses[0])
+  checkpoints = Checkpoints(tmp_path / "bfloat16/checkpoints", keep=1)
+  arrays = dict(checkpoints._manager.item_metadata(result.best_step))
+  checkpoints.close()
+  floats = {name: str(m.dtype) for name, m in arrays.items() if "int" not in str(m.dtype)}
+  moments = [name for name in floats if name.startswith(".optimizer_state")]
+  assert len(moments) == 2 * (len(floats) - len(moments)) > 0
+  assert set(floats.values()) == {"float32"}
+
+
 def test_resumed_generator_equals_uninterrupted(made, parts, tmp_path):
   whole = train_generator(generator_config(made, parts, tmp_path / "whole"))
 
@@ -336,6 +380,23 @@ def test_evaluate_measures_every_question(made, parts, tmp_path, mode):
   assert result.answer_log_likelihood < 0
   assert (result.recall["recall@1"] is None) == (mode != "retrieval")
   assert evaluate(cfg) == result  # read back, not answered again
+
+
+def test_evaluate_in_bfloat16(made, parts, tmp_path):
+  found = []
+  for dtype in ("float32", "bfloat16"):
+    cfg = c.EvaluateConfig(
+      generator=parts["generator"],
+      retrieved=f"{made}/retrieved/test",
+      passages=f"{made}/passages",
+      out=f"{tmp_path}/{dtype}.json",
+      k=5,
+      prompt=PROMPT,
+      batch_size=4,
+      dtype=dtype,
+    )
+    found.append([line["gold_log_likelihood"] for line in evaluate(cfg).answers])
+  differ_by_roundings(found[1], found[0], num_tokens=2)  # a town and the end token
 
 
 def test_ask_shows_the_passages_behind_the_answer(made, parts):

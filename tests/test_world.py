@@ -156,7 +156,7 @@ def test_generator_tokenizer_reads_any_text_back(generator_tokenizer):
   text = "Zürich, 42 % – 東京\n<s>"
   ids = generator_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
   assert generator_tokenizer.decode(ids) == text
-  assert parts.BOS not in ids
+  assert generator_tokenizer.bos_token_id not in ids
 
 
 def test_every_word_is_one_encoder_token(world):
@@ -173,7 +173,8 @@ def test_batches_of_ids_fit_their_rows(world, generator_tokenizer):
   for batch in itertools.islice(parts.generator_batches(world, generator_tokenizer, 0, batch_size=48), 40):
     assert len(batch) == 48
     assert max(map(len, batch)) <= parts.GENERATOR_TOKENS
-    assert all(row[0] == parts.BOS and row[-1] == parts.EOS for row in batch)
+    assert {row[0] for row in batch} == {generator_tokenizer.bos_token_id}
+    assert {row[-1] for row in batch} == {generator_tokenizer.eos_token_id}
   queries, passages = next(parts.encoder_batches(world, parts.encoder_tokenizer(world), 0, batch_size=64))
   assert len(queries) == len(passages) == 64
   assert max(map(len, queries + passages)) <= parts.ENCODER_TOKENS

@@ -10,8 +10,6 @@ from radit_jax.models.decoder import DecoderConfig
 from radit_jax.models.encoder import EmbeddingConfig
 from radit_jax.quickstart.world import World, pretraining_texts, tokenizer_texts, warm_start_pairs
 
-PAD, BOS, EOS = 0, 1, 2
-SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
 # The longest texts of `pretraining_texts`, and the longest rows of the warm start.
 GENERATOR_TOKENS = 28
 ENCODER_TOKENS = 16
@@ -69,7 +67,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
     min_frequency=1,
-    special_tokens=SPECIAL_TOKENS,
+    special_tokens=["<pad>", "<s>", "</s>"],
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )

@@ -137,30 +137,7 @@ class World:
   strangers: tuple[str, ...]
 
 
-_ONSETS = (
-  "b",
-  "br",
-  "d",
-  "dr",
-  "f",
-  "g",
-  "gr",
-  "h",
-  "k",
-  "kl",
-  "l",
-  "m",
-  "n",
-  "p",
-  "pr",
-  "r",
-  "s",
-  "st",
-  "t",
-  "tr",
-  "v",
-  "z",
-)
+_ONSETS = tuple("b br d dr f g gr h k kl l m n p pr r s st t tr v z".split())
 _VOWELS = tuple("aeiou")
 _MIDDLES = ("l", "n", "r", "v", "d", "s", "lm", "nd", "rt", "st")
 
