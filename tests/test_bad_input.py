@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import pytest
+import torch
 
 from radit_jax import cli
 
@@ -36,12 +37,14 @@ def commands(root, parts):
     "inspect": ["ranking", *stores, *generator, *PROMPT, *retrieved[:2], "--k=3"],
     "run": ["--workdir", f"{root}/run", *files, *generator, *encoder, *PROMPT, *tunings, "--backend=exact", "--k=3"],
     "quickstart": ["--workdir", f"{root}/quickstart"],
+    "export": ["--run", f"{root}/tuned", "--out", f"{root}/published"],
+    "convert": ["--source", f"{root}/pickled", "--out", f"{root}/converted"],
   }
 
 
 @pytest.fixture(scope="module")
 def made(parts, tmp_path_factory):
-  """What prepare, index, retrieve and score leave."""
+  """What prepare, index, retrieve, score and train-generator leave, and a model with pickled weights."""
   root = tmp_path_factory.mktemp("made")
   good = commands(root, parts)
   assert cli.main(["prepare", *good["prepare"]]) == 0
@@ -49,6 +52,10 @@ def made(parts, tmp_path_factory):
   for verb in ("retrieve", "score"):
     for split in ("train", "dev"):
       assert cli.main([verb, *(a.replace("train", split) for a in good[verb])]) == 0
+  assert cli.main(["train-generator", *changed(good["train-generator"], workdir=root / "tuned")]) == 0
+  shutil.copytree(parts["generator"], root / "pickled")
+  (root / "pickled/model.safetensors").unlink()
+  torch.save({"lm_head.weight": torch.ones(2, 3)}, root / "pickled/pytorch_model.bin")
   return root
 
 
@@ -113,6 +120,8 @@ INPUTS = {
   "ask": ["passages", "generator", "encoder", "index"],
   "inspect": ["passages", "generator", "retrieved", "scores"],
   "run": ["corpus", "questions", "generator", "encoder", "passage_encoder", "teacher"],
+  "export": ["run"],
+  "convert": ["source"],
 }
 
 
@@ -168,6 +177,24 @@ def test_a_damaged_encoder_is_named(workplace, capsys, verb, name):
   assert "encoder" in line
 
 
+@pytest.mark.parametrize(
+  "name", ["run.json", "generator/radit.json", "generator/model.safetensors", "generator/config.json"]
+)
+def test_a_damaged_run_is_not_exported(workplace, capsys, name):
+  root, good = workplace
+  cut_in_half(root / "tuned" / name)
+  assert str(pathlib.Path("tuned", name).parent) in refused(capsys, root, "export", good["export"])
+
+
+def test_a_pickle_that_is_cut_or_does_more_is_not_converted(workplace, capsys):
+  root, good = workplace
+  weights = root / "pickled/pytorch_model.bin"
+  torch.save({"a": pathlib.Path("x")}, weights)
+  assert "pytorch_model.bin" in refused(capsys, root, "convert", good["convert"])
+  cut_in_half(weights)
+  assert "pytorch_model.bin" in refused(capsys, root, "convert", good["convert"])
+
+
 STORES = {
   "passages": ["index", "retrieve", "score", "train-generator", "evaluate", "ask", "inspect"],
   "retrieved/train": ["score", "train-generator", "train-retriever", "evaluate", "inspect"],
@@ -214,6 +241,9 @@ def test_a_damaged_store_is_named(workplace, capsys, store, verb):
     ("run", {"generator_tuning__loop__batch_size": 3}, "multiple of 8"),
     ("run", {"prompt__max_tokens": 4096}, "the generator has 2048 positions"),
     ("quickstart", {"seed": -1}, "seed = -1"),
+    ("export", {"out": "split"}, "split: exists"),
+    ("convert", {"out": "split"}, "split: exists"),
+    ("convert", {"source": "models_generator"}, "holds model.safetensors already"),
   ],
 )
 def test_a_wrong_value_is_named(workplace, capsys, monkeypatch, verb, options, message):

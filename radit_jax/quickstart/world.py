@@ -137,7 +137,7 @@ class World:
   strangers: tuple[str, ...]
 
 
-_ONSETS = tuple("b br d dr f g gr h k kl l m n p pr r s st t tr v z".split())
+_ONSETS = "b br d dr f g gr h k kl l m n p pr r s st t tr v z"
 _VOWELS = tuple("aeiou")
 _MIDDLES = ("l", "n", "r", "v", "d", "s", "lm", "nd", "rt", "st")
 
@@ -146,7 +146,7 @@ def _words(rng: np.random.Generator, count: int, endings: tuple[str, ...], taken
   """Draws ``count`` capitalised invented words that are not in ``taken``, and adds them to it."""
   words: list[str] = []
   while len(words) < count:
-    word = "".join(str(rng.choice(part)) for part in (_ONSETS, _VOWELS, _MIDDLES, endings)).capitalize()
+    word = "".join(str(rng.choice(part)) for part in (_ONSETS.split(), _VOWELS, _MIDDLES, endings)).capitalize()
     if word.lower() not in taken:
       taken.add(word.lower())
       words.append(word)
