@@ -44,7 +44,7 @@ def generator_recipe(
     "examples": len(retrieved),
     "base": _base(config.generator, str(inputs["generator"])),
     "inputs": inputs,
-    "options": runs.flatten(runs.recipe(config, inputs={})["options"]),
+    "options": runs.flatten(runs.recipe(config, inputs=inputs)["options"]),
     "figures": dict(figures),
     "radit_jax": radit_jax.__version__,
   }
@@ -62,7 +62,7 @@ def encoder_recipe(
     "examples": len(retrieved),
     "base": _base(config.encoder, str(inputs["encoder"])),
     "inputs": inputs,
-    "options": runs.flatten(runs.recipe(config, inputs={})["options"]),
+    "options": runs.flatten(runs.recipe(config, inputs=inputs)["options"]),
     "figures": dict(figures),
     "radit_jax": radit_jax.__version__,
   }
