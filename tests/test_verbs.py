@@ -356,6 +356,15 @@ def test_what_lora_cannot_do_does_not_take_the_directory(made, parts, tmp_path, 
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("side", ["generator_tuning", "retriever_tuning"])
+def test_a_whole_run_finds_a_wrong_target_at_once(parts, tmp_path, side):
+  """And not after one of the tunings."""
+  tuning = c.TuningConfig(loop=LOOP, lora=c.LoraConfig(rank=2, targets=("wide",)))
+  with pytest.raises(UserError, match="'wide' is none of down"):
+    run(c.RunConfig(workdir=str(tmp_path / "run"), **parts, prompt=PROMPT, **{side: tuning}))
+  assert not (tmp_path / "run/passages").exists()
+
+
 def test_contrastive_baseline_trains_too(made, parts, tmp_path):
   cfg = retriever_config(made, parts, tmp_path / "run", loss="contrastive", scores=None, dev_scores=None)
   result = train_retriever(cfg)

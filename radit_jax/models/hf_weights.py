@@ -157,6 +157,8 @@ def fill(
   path: pathlib.Path,
   mesh: jax.sharding.Mesh | None,
   param_dtype: DTypeLike | None,
+  *,
+  abstract: bool = False,
 ) -> None:
   """Puts the files' tensors into a module of shapes; everything is checked before the first byte is read.
 
@@ -169,6 +171,7 @@ def fill(
     path: the directory, for messages.
     mesh: parameters are placed on it as the sharding table says.
     param_dtype: type of the parameters; None for the files' own.
+    abstract: only check; the Variables keep their shapes.
 
   Raises:
     UserError: tensors missing, unknown, misshapen, or of a type that is no float; dimensions the mesh does not divide.
@@ -196,7 +199,7 @@ def fill(
       raise UserError(f"{path}: {name} is {tensors[name].dtype.name}; supported are {', '.join(_FLOATS)}")
 
   shardings = None if mesh is None else parameter_shardings(body, mesh)
-  for place in found:
+  for place in () if abstract else found:
     variable = _variable(body, place)
     sources = [tensors[name] for name in _names(place, variable.shape)]
     dtype = np.dtype(param_dtype) if param_dtype is not None else jnp.result_type(*(s.dtype for s in sources))

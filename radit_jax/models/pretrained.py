@@ -53,6 +53,7 @@ def load_generator(
   dtype: DTypeLike | None = None,
   param_dtype: DTypeLike | None = None,
   remat: bool = False,
+  abstract: bool = False,
 ) -> Decoder:
   """Loads a decoder-only language model: Llama 1-3, Mistral, Qwen 2, 2.5 and 3, Gemma 2 and 3 (text), Phi-3.
 
@@ -62,6 +63,7 @@ def load_generator(
     dtype: computation type, default float32.
     param_dtype: type of the parameters, default the one they have in the files.
     remat: see :class:`radit_jax.models.decoder.Decoder`.
+    abstract: everything is checked, the files by their headers, and the parameters are shapes without values.
 
   Raises:
     UserError: another architecture, a feature that is not supported, tensors missing, unknown or misshapen.
@@ -74,7 +76,7 @@ def load_generator(
     head, embedding = tensors.pop(HEAD), tensors.get("model.embed_tokens.weight")
     if embedding is None or head.shape != embedding.shape or not np.array_equal(head.read(), embedding.read()):
       raise UserError(f"{head.file}: {HEAD} differs from the embedding, but config.json has tie_word_embeddings true")
-  return _filled(Decoder, config, tensors, root, mesh, dtype, param_dtype, remat, "model.", tied_head)
+  return _filled(Decoder, config, tensors, root, mesh, dtype, param_dtype, remat, abstract, "model.", tied_head)
 
 
 def load_encoder(
@@ -85,6 +87,7 @@ def load_encoder(
   param_dtype: DTypeLike | None = None,
   remat: bool = False,
   options: EmbeddingOptions = EmbeddingOptions(),
+  abstract: bool = False,
 ) -> TextEncoder:
   """Loads an encoder with its pooling: the BERT and RoBERTa families, DPR, ModernBERT, and any decoder.
 
@@ -95,6 +98,7 @@ def load_encoder(
     param_dtype: type of the parameters, default the one they have in the files.
     remat: see :class:`radit_jax.models.decoder.Decoder`.
     options: pooling, prompts and limits that the files do not say; a `radit.json` in the directory may say them too.
+    abstract: see :func:`load_generator`.
 
   Raises:
     UserError: another architecture, an unsupported feature or pooling, no word on the pooling, tensors missing,
@@ -121,7 +125,7 @@ def load_encoder(
     if prefix.endswith("bert_model."):  # DPR is a BERT in a wrapper that sentence-transformers cannot load: unwrapped
       tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
       config, prefix = dataclasses.replace(config, source=None), ""
-  body = _filled(kind, config, tensors, model, mesh, dtype, param_dtype, remat, prefix, False)
+  body = _filled(kind, config, tensors, model, mesh, dtype, param_dtype, remat, abstract, prefix, False)
   return TextEncoder(body, embedding)
 
 
@@ -140,6 +144,7 @@ def _filled(
   dtype: DTypeLike | None,
   param_dtype: DTypeLike | None,
   remat: bool,
+  abstract: bool,
   prefix: str,
   tied_head: bool,
 ) -> Any:
@@ -149,7 +154,7 @@ def _filled(
     config = dataclasses.replace(config, source=source)
   computation = jnp.float32 if dtype is None else dtype
   body = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), dtype=computation, remat=remat))
-  hf_weights.fill(body, tensors, root, mesh, param_dtype)
+  hf_weights.fill(body, tensors, root, mesh, param_dtype, abstract=abstract)
   return body
 
 

@@ -14,6 +14,8 @@ from jaxtyping import Int
 from radit_jax import files, runs, sharding
 from radit_jax.config import LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
+from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.lora import add_lora, merge_lora, quantize_base
 from radit_jax.models.peft_files import fused_targets, save_adapter
 from radit_jax.progress import Progress
@@ -153,6 +155,22 @@ def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int) -> A
     with jax.default_device(_host()):
       base = quantize_base(load(mesh=None, param_dtype=None), lora.base)
   return add_lora(base, lora, rngs=nnx.Rngs(seed))
+
+
+def check_lora(config: DecoderConfig | BertConfig, lora: LoraConfig) -> None:
+  """Finds out before anything is read or trained whether a model of this shape can be adapted like this.
+
+  Raises:
+    UserError: as in :func:`load_for_tuning`.
+  """
+
+  def adapt() -> Any:
+    rngs = nnx.Rngs(0)
+    body = Bert(config, rngs=rngs) if isinstance(config, BertConfig) else Decoder(config, rngs=rngs)
+    return add_lora(body if lora.base == "float" else quantize_base(body, lora.base), lora, rngs=rngs)
+
+  if lora.rank:
+    nnx.eval_shape(adapt)
 
 
 def export_tuned(model: Any, load: Load, config: TuningVerb, *, base: str) -> Any:

@@ -27,6 +27,7 @@ from radit_jax.errors import UserError
 from radit_jax.models.pretrained import load_encoder, load_generator, load_tokenizer
 from radit_jax.progress import Progress
 from radit_jax.sharding import check_rows, make_mesh
+from radit_jax.verbs import tuning
 from radit_jax.verbs.evaluate import EvaluateResult, evaluate
 from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import prepare, read_split
@@ -131,17 +132,22 @@ class Workdir:
     open_workdir(c)
 
   def _check_models(self, prompt: Prompt) -> None:
-    """Loads each model and drops it: what is damaged, or too small, is told now and not after hours of embedding."""
+    """What is damaged, too small, or cannot be adapted as asked is told now and not after hours of embedding."""
     c = self.config
     mesh = make_mesh(c.mesh)
-    for tuning in (c.generator_tuning, c.retriever_tuning):
-      check_rows(tuning.loop.batch_size, mesh)
+    for options in (c.generator_tuning, c.retriever_tuning):
+      check_rows(options.loop.batch_size, mesh)
     for path in dict.fromkeys((c.generator, *([] if c.teacher in ("base", "tuned") else [c.teacher]))):
       load_tokenizer(path)
-      prompt.check_positions(load_generator(path, mesh=mesh, dtype=c.dtype).config.max_positions)
+      generator = load_generator(path, mesh=mesh, abstract=True).config
+      prompt.check_positions(generator.max_positions)
+      if path == c.generator:
+        tuning.check_lora(generator, c.generator_tuning.lora)
     for path in dict.fromkeys((c.encoder, c.passage_encoder or c.encoder)):
       load_tokenizer(path)
-      load_encoder(path, mesh=mesh, options=c.embedding)
+      encoder = load_encoder(path, mesh=mesh, options=c.embedding, abstract=True)
+      if path == c.encoder:
+        tuning.check_lora(encoder.body.config, c.retriever_tuning.lora)
 
   def all_gold(self, split: str) -> bool:
     """Whether every question of a split names its gold passage."""
