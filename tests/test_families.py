@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from radit_jax.config import EmbeddingOptions
+from radit_jax.errors import UserError
 from radit_jax.models.decoder import Decoder
 from radit_jax.models.hf_weights import named_tensors
 from radit_jax.models.pretrained import load_encoder, load_generator, load_tokenizer, save_encoder, save_generator
@@ -377,6 +378,16 @@ def test_only_the_first_dimensions(tmp_path):
   theirs = model.encode_query(TEXTS, truncate_dim=7, normalize_embeddings=True)
   np.testing.assert_allclose(our_vectors(tmp_path / "out"), theirs, atol=1e-5)
   np.testing.assert_allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)
+
+
+def test_contriever_is_a_bert_under_another_name(tmp_path):
+  """Its files name no pooling, so it is asked for."""
+  ENCODERS["BERT"][0].make().save_pretrained(tmp_path)
+  config = json.loads((tmp_path / "config.json").read_text())
+  (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Contriever"]}))
+  with pytest.raises(UserError, match=r"give --embedding.pooling cls, mean or last"):
+    load_encoder(tmp_path)
+  assert load_encoder(tmp_path, options=EmbeddingOptions(pooling="mean", normalize=False)).config.pooling == "mean"
 
 
 def test_weights_of_other_heads_are_passed_over(tmp_path):
