@@ -108,6 +108,8 @@ def _table(report: dict[str, Any]) -> str:
   names = ("exact_match", "f1", "recall@1", "recall@5", "recall@10")
   lines = [f"| {' | '.join(['', *(n.replace('_', ' ') for n in names), 'questions'])} |", "|---" * 7 + "|"]
   for row in report["rows"].values():
+    if not row["n"]:
+      continue  # not asked for in this run
     cells = ["" if row.get(n) is None else f"{100 * row[n]:.1f}" for n in names]
     lines.append(f"| {' | '.join([row['label'], *cells, str(row['n'])])} |")
   return "\n".join(lines)
