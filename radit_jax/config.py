@@ -157,6 +157,8 @@ class LoopConfig:
     steps: optimizer steps; None takes `epochs`.
     epochs: passes over the data, used when steps is None.
     batch_size: examples per step, over all devices.
+    accumulate: a step's examples go through the model in so many microbatches one after another, in less memory; their
+      gradients are summed and divided once.
     seed: order of the examples and draw of the prompt markers.
     log_every: steps between lines of metrics.jsonl.
     evaluate_every: steps between dev losses and checkpoints; the best one is exported.
@@ -168,6 +170,7 @@ class LoopConfig:
   steps: int | None = None
   epochs: float = 1.0
   batch_size: int = 64
+  accumulate: int = 1
   seed: int = 0
   log_every: int = 10
   evaluate_every: int = 100
@@ -178,9 +181,14 @@ class LoopConfig:
   def __post_init__(self) -> None:
     _at_least(self, "steps", 1)
     _above(self, "epochs", 0)
-    for name in ("batch_size", "log_every", "evaluate_every", "patience", "keep", "max_nonfinite_steps"):
+    for name in ("batch_size", "accumulate", "log_every", "evaluate_every", "patience", "keep", "max_nonfinite_steps"):
       _at_least(self, name, 1)
     _at_least(self, "seed", 0)
+    if self.batch_size % self.accumulate:
+      raise UserError(
+        f"LoopConfig: batch_size {self.batch_size} does not split into accumulate {self.accumulate} microbatches of "
+        f"one size; batch_size {-(-self.batch_size // self.accumulate) * self.accumulate} would"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +339,7 @@ class ScoreConfig:
     k: passages scored per question, the best ones first.
     prompt: how rows are rendered.
     batch_size: questions per step.
+    pack_tokens: length of rows that hold several prompts each; None gives every prompt a row of its own.
     dtype: the generator's computation type.
     mesh: devices.
   """
@@ -342,12 +351,14 @@ class ScoreConfig:
   k: int = 10
   prompt: PromptConfig = PromptConfig()
   batch_size: int = 16
+  pack_tokens: int | None = None
   dtype: Dtype = "float32"
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
     _at_least(self, "k", 1)
     _at_least(self, "batch_size", 1)
+    _at_least(self, "pack_tokens", 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,6 +374,7 @@ class TrainGeneratorConfig:
     method: "ralt" or "it".
     k: passages per example (the paper's k̃).
     prompt: how rows are rendered.
+    pack_tokens: length of rows that hold several prompts each; None gives every prompt a row of its own.
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
     dtype: the generator's computation type; what is trained and its moments stay float32.
@@ -379,6 +391,7 @@ class TrainGeneratorConfig:
   method: Method = "ralt"
   k: int = 3
   prompt: PromptConfig = PromptConfig()
+  pack_tokens: int | None = None
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig(steps=500)
   dtype: Dtype = "float32"
@@ -388,6 +401,7 @@ class TrainGeneratorConfig:
 
   def __post_init__(self) -> None:
     _at_least(self, "k", 1)
+    _at_least(self, "pack_tokens", 1)
     _one_of(self, "method", Method)
 
 
@@ -445,6 +459,11 @@ class TrainRetrieverConfig:
     _one_of(self, "loss", LossName)
     _one_of(self, "score", TargetScore)
     _one_of(self, "direction", Direction)
+    if self.loss == "contrastive" and self.loop.accumulate > 1:
+      raise UserError(
+        f"TrainRetrieverConfig: the negatives of loss contrastive are the whole batch; it cannot run with "
+        f"loop.accumulate {self.loop.accumulate}"
+      )
     if self.loss == "lsr" and (self.scores is None or self.dev_scores is None):
       raise UserError("TrainRetrieverConfig: loss lsr needs --scores and --dev-scores (made by `radit score`)")
 
@@ -630,6 +649,8 @@ class RunConfig:
     teacher: generator whose scores tune the retriever: "base" (the paper's), "tuned" (after RALT), or a directory.
     controls: also train and show plain instruction tuning, the shuffled-teacher control and the contrastive baseline.
     prompt: how rows are rendered.
+    pack_tokens: length of rows that hold several prompts each, in generator tuning and scoring; None gives every prompt
+      a row of its own.
     generator_tuning: RALT, and plain instruction tuning.
     retriever_tuning: LSR, and its controls.
     score: what of the teacher's log-likelihoods becomes the target.
@@ -666,6 +687,7 @@ class RunConfig:
   teacher: str = "base"
   controls: bool = False
   prompt: PromptConfig = PromptConfig()
+  pack_tokens: int | None = None
   generator_tuning: TuningConfig = TuningConfig()
   retriever_tuning: TuningConfig = TuningConfig(optimizer=OptimizerConfig(weight_decay=0.01))
   score: TargetScore = "token_prob"
@@ -680,13 +702,18 @@ class RunConfig:
 
   def __post_init__(self) -> None:
     _at_least(self, "k", 2)
-    for name in ("k_train", "train_questions", "dev_questions", "test_questions"):
+    for name in ("k_train", "train_questions", "dev_questions", "test_questions", "pack_tokens"):
       _at_least(self, name, 1)
     for name in ("encode_batch_size", "score_batch_size", "answer_batch_size"):
       _at_least(self, name, 1)
     _above(self, "lm_temperature", 0)
     if self.teacher == "tuned" and self.tune == "retriever":
       raise UserError("RunConfig: teacher tuned needs the generator tuned, which tune retriever leaves out")
+    if self.controls and self.retriever_tuning.loop.accumulate > 1:
+      raise UserError(
+        f"RunConfig: controls train a contrastive baseline, whose negatives are the whole batch; it cannot run with "
+        f"retriever_tuning.loop.accumulate {self.retriever_tuning.loop.accumulate}"
+      )
     if self.k_train > self.k:
       raise UserError(f"RunConfig: k_train {self.k_train} is more than the k {self.k} passages retrieved")
 

@@ -13,7 +13,16 @@ from radit_jax.errors import UserError
 
 RUN = "run.json"
 #: Options a continued run may change: they alter neither data nor the meaning of a step.
-FREE = ("loop.steps", "loop.epochs", "loop.log_every", "loop.keep", "loop.patience", "verify", "mesh.data")
+FREE = (
+  "loop.steps",
+  "loop.epochs",
+  "loop.log_every",
+  "loop.keep",
+  "loop.patience",
+  "loop.accumulate",
+  "verify",
+  "mesh.data",
+)
 #: Batches of work without gradients, and what a whole run shows beside its main rows: free too, by their full names.
 FREE_NAMES = ("batch_size", "encode_batch_size", "score_batch_size", "answer_batch_size", "controls", "tune")
 

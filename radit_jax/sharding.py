@@ -132,6 +132,11 @@ def round_up_rows(count: int, mesh: Mesh) -> int:
   return -(-count // shards) * shards
 
 
+def row_shards(mesh: Mesh) -> int:
+  """Parts the rows of a batch are split into: ``data`` x ``fsdp``."""
+  return int(mesh.shape["data"] * mesh.shape["fsdp"])
+
+
 def check_rows(count: int, mesh: Mesh) -> None:
   """Refuses a batch that the row axes do not divide, before anything is compiled.
 

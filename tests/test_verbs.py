@@ -195,6 +195,44 @@ def test_score_tells_what_was_cut(made, parts, tmp_path):
   assert score(cfg) == result
 
 
+def test_packed_scores_are_the_padded_ones(made, parts, tmp_path):
+  score(score_config(made, parts, "train", out=f"{tmp_path}/scores", pack_tokens=256))
+  retrieved = RetrievedStore(made / "retrieved/train")
+  packed, padded = (ScoreStore(p, retrieved=retrieved) for p in (f"{tmp_path}/scores", made / "scores/train"))
+  assert len(packed) == len(padded) == len(retrieved)
+  for a, b in zip(packed, padded, strict=True):
+    assert a.id == b.id
+    np.testing.assert_allclose(a.log_likelihood, b.log_likelihood, rtol=1e-5, atol=1e-5)
+    assert a.num_tokens.tolist() == b.num_tokens.tolist()
+    assert a.valid.tolist() == b.valid.tolist()
+
+
+def metrics(workdir):
+  return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize("changes", [{"pack_tokens": 256}, {"accumulate": 5}, {"pack_tokens": 200, "accumulate": 5}])
+def test_packed_and_accumulated_tuning_is_the_plain_one(made, parts, tmp_path, changes):
+  """Steps of all examples, over eight devices: the same losses, in whatever rows and microbatches they come."""
+  loop = dataclasses.replace(LOOP, batch_size=40, steps=2)
+  plain = train_generator(generator_config(made, parts, tmp_path / "plain", loop=loop))
+  changed = dataclasses.replace(loop, accumulate=changes.get("accumulate", 1))
+  pack_tokens = changes.get("pack_tokens")
+  other = train_generator(generator_config(made, parts, tmp_path / "other", loop=changed, pack_tokens=pack_tokens))
+  assert other.best_dev_loss == pytest.approx(plain.best_dev_loss, rel=1e-5)
+  assert other.best_dev_loss != pytest.approx(json.loads(metrics(tmp_path / "plain")[0])["dev_loss"], rel=1e-4)
+  losses = [
+    [line["loss"] for line in map(json.loads, metrics(tmp_path / name)) if "loss" in line]
+    for name in ("plain", "other")
+  ]
+  assert len(losses[0]) == 2
+  assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+  shown = json.loads((tmp_path / "other/first_batch.json").read_text())
+  alone = json.loads((tmp_path / "plain/first_batch.json").read_text())
+  rows = [{e["id"]: e["rows"] for e in batch["examples"]} for batch in (shown, alone)]
+  assert rows[0] == rows[1]
+
+
 @pytest.mark.parametrize("method", ["ralt", "it"])
 def test_generator_is_tuned_exported_and_kept(made, parts, tmp_path, method):
   cfg = generator_config(made, parts, tmp_path / "run", method=method)

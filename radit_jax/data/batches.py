@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, ScoreStore
+from radit_jax.data.packing import PackedBatch
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.data.prompts import Prompt, Rendered, Request
-from radit_jax.data.rows import rows_to_batch, text_to_batch
+from radit_jax.data.rows import packed_to_batch, rows_to_batch, text_to_batch
 from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.parallel_context import LSRBatch, ParallelContextBatch
@@ -45,16 +46,26 @@ class RowLengths:
   """What a plan is made from, and what did not fit.
 
   Attributes:
-    rows: ``[n]`` int64, tokens of the longest row of each example, whatever markers are drawn.
-    answer: A for all batches: the longest answer with its end token, rounded up to a multiple of 4.
+    each: ``[n, K]`` int64, tokens of each row, whatever markers are drawn; 0 for a passage that is not there.
+    answers: ``[n]`` int64, tokens of each example's answer with its end token.
     cut_passages: rows whose passage block was cut.
     cut_questions: rows whose question was cut.
   """
 
-  rows: Int[np.ndarray, "n"]
-  answer: int
+  each: Int[np.ndarray, "n K"]
+  answers: Int[np.ndarray, "n"]
   cut_passages: int
   cut_questions: int
+
+  @property
+  def rows(self) -> Int[np.ndarray, "n"]:
+    """Tokens of the longest row of each example, at least 1."""
+    return np.maximum(self.each.max(axis=1), np.int64(1))
+
+  @property
+  def answer(self) -> int:
+    """A where every row holds one prompt: the longest answer, rounded up to a multiple of 4."""
+    return -(-int(self.answers.max(initial=0)) // 4) * 4
 
 
 def row_lengths(
@@ -73,8 +84,9 @@ def row_lengths(
     UserError: an answer that is too long (its example named), or a passage store that is not the examples'.
   """
   _check_passages(retrieved, passages, k, with_passages)
-  longest = np.zeros(len(retrieved), np.int64)
-  answer = cut_passages = cut_questions = 0
+  each = np.zeros((len(retrieved), k if with_passages else 1), np.int64)
+  answers = np.zeros(len(retrieved), np.int64)
+  cut_passages = cut_questions = 0
   for start in range(0, len(retrieved), _MEASURED_AT_ONCE):
     examples = retrieved.many(range(start, min(start + _MEASURED_AT_ONCE, len(retrieved))))
     requests = _requests(examples, passages, k, with_passages, seed=None)
@@ -88,12 +100,13 @@ def row_lengths(
         except UserError as e:
           raise UserError(f"{retrieved.path}: question {example.id!r}: {e}") from None
       raise
-    owner = [start + b for b, rows in enumerate(requests) for request in rows if request is not None]
-    np.maximum.at(longest, owner, lengths.tokens)
-    answer = max(answer, int(lengths.answer_tokens.max(initial=0)))
+    real = [[request is not None for request in rows] for rows in requests]
+    b, j = np.nonzero(np.array(real, bool))
+    each[start + b, j] = lengths.tokens
+    np.maximum.at(answers, start + b, lengths.answer_tokens)
     cut_passages += int(np.count_nonzero(lengths.cut_passage_tokens))
     cut_questions += int(np.count_nonzero(lengths.cut_question_tokens))
-  return RowLengths(np.maximum(longest, 1), -(-answer // 4) * 4, cut_passages, cut_questions)
+  return RowLengths(each, answers, cut_passages, cut_questions)
 
 
 def parallel_context_batches(
@@ -117,11 +130,12 @@ def parallel_context_batches(
     retrieved: examples.
     passages: the store their rows refer to.
     prompt: renders the rows.
-    plan: position is the step number; made from :func:`row_lengths` with the same ``k`` and ``with_passages``.
+    plan: position is the step number; made from :func:`row_lengths` with the same ``k`` and ``with_passages``. Where
+      its batches are :class:`radit_jax.data.packing.PackedBatch`, rows hold several prompts each.
     k: passages per example, the best ones first.
     with_passages: False gives one closed-book row per example, K = 1.
     batch_size: B over all hosts; a planned batch that is shorter is filled with absent examples.
-    answer_tokens: A, see :class:`RowLengths`.
+    answer_tokens: A of rows with one prompt each, see :class:`RowLengths`; packed batches bring their own.
     seed: draws the prompts' markers anew in each epoch; None keeps the fixed ones of evaluation.
     start: first step.
     process_index: this host; None asks JAX.
@@ -135,13 +149,36 @@ def parallel_context_batches(
     UserError: a batch size that the hosts do not divide, or a passage store that is not the examples'.
   """
   _check_passages(retrieved, passages, k, with_passages)
+  width = k if with_passages else 1
+
+  def make_packed(
+    examples: list[RetrievedExample], planned: PackedBatch, markers: tuple[int, int] | None, first: int, size: int
+  ) -> ParallelContextBatch:
+    """This host's examples and this host's rows, which may hold prompts of examples that are another host's."""
+    share = len(planned.rows) * size // batch_size
+    rows = planned.rows[first // size * share : (first // size + 1) * share]
+    own = range(first, first + len(examples))
+    others = sorted({b for row in rows for b, _ in row if b not in own})
+    everyone = [*examples, *retrieved.many([planned.examples[b] for b in others])]
+    wanted = dict(zip([*own, *others], _requests(everyone, passages, k, with_passages, seed=markers), strict=True))
+    rendered = iter(prompt.render_many([r for row in rows for b, j in row if (r := wanted[b][j]) is not None]))
+    mask = np.zeros((size, width), bool)
+    for b in own:
+      mask[b - first] = [request is not None for request in wanted[b]]
+    return packed_to_batch(
+      [[(b * width + j, next(rendered)) for b, j in row] for row in rows],
+      mask,
+      num_tokens=planned.bucket_tokens,
+      num_answer_tokens=planned.answer_tokens,
+    )
 
   def make(examples: list[RetrievedExample], planned: PlannedBatch, first: int, size: int) -> ParallelContextBatch:
     markers = None if seed is None else (seed, planned.epoch)
+    if isinstance(planned, PackedBatch):
+      return make_packed(examples, planned, markers, first, size)
     requests = _requests(examples, passages, k, with_passages, seed=markers)
     rendered = iter(prompt.render_many([request for rows in requests for request in rows if request is not None]))
     filled: list[list[Rendered | None]] = [[r and next(rendered) for r in rows] for rows in requests]
-    width = k if with_passages else 1
     filled += [[None] * width for _ in range(size - len(examples))]
     return rows_to_batch(
       filled, num_tokens=planned.bucket_tokens, num_answer_tokens=answer_tokens, first_slot=first * width

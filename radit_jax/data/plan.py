@@ -1,8 +1,8 @@
 """Which examples make which batch: a pure function of lengths, seed and epoch, the same on every host."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Callable, Sequence
+from typing import TypeVar, overload
 
 import numpy as np
 from jaxtyping import Int
@@ -26,6 +26,9 @@ class PlannedBatch:
   epoch: int = 0
 
 
+P = TypeVar("P", bound=PlannedBatch)
+
+
 def sample(count: int, limit: int | None, seed: int) -> list[int]:
   """Positions of at most ``limit`` of ``count`` things, drawn without repetition and in ascending order.
 
@@ -35,7 +38,7 @@ def sample(count: int, limit: int | None, seed: int) -> list[int]:
   """
   if limit is None or limit >= count:
     return list(range(count))
-  return sorted(_permutation(count, seed, 0)[:limit].tolist())
+  return sorted(permutation(count, seed, 0)[:limit].tolist())
 
 
 def row_multiple(platform: str) -> int:
@@ -126,7 +129,7 @@ def batch_plan(
   lengths = _checked(row_lengths)
   buckets = bucket_lengths(lengths, bucket_multiple=bucket_multiple, max_buckets=max_buckets)
   bucket_of = np.searchsorted(buckets, lengths)
-  order = _permutation(len(lengths), seed, 2 * epoch)
+  order = permutation(len(lengths), seed, 2 * epoch)
   batches: list[PlannedBatch] = []
   waiting: list[int] = []
   for i, tokens in enumerate(buckets):
@@ -137,7 +140,7 @@ def batch_plan(
       PlannedBatch(tokens, tuple(waiting[s : min(s + batch_size, end)]), epoch) for s in range(0, end, batch_size)
     ]
     waiting = waiting[end:]
-  return [batches[i] for i in _permutation(len(batches), seed, 2 * epoch + 1)]
+  return [batches[i] for i in permutation(len(batches), seed, 2 * epoch + 1)]
 
 
 def plan_in_order(
@@ -166,8 +169,49 @@ def plan_in_order(
   return [PlannedBatch(buckets[np.searchsorted(buckets, lengths[g[-1]])], tuple(g)) for g in groups]
 
 
-class RunPlan(Sequence[PlannedBatch]):
+class EpochPlan(Sequence[P]):
   """Batches of a run of ``num_steps`` steps, epoch after epoch; position is the step number.
+
+  Args:
+    make: epoch -> its batches, equally many in each.
+    num_steps: steps of the run; None for ``epochs`` of the data.
+    epochs: passes over the data where ``num_steps`` is None.
+
+  Attributes:
+    steps_per_epoch: batches of one pass.
+  """
+
+  def __init__(self, make: Callable[[int], list[P]], *, num_steps: int | None, epochs: float) -> None:
+    self._make, self._epochs = make, dict[int, list[P]]()
+    self.steps_per_epoch = len(self._epoch(0))
+    self._num_steps = max(1, round(epochs * self.steps_per_epoch)) if num_steps is None else num_steps
+
+  def __len__(self) -> int:
+    return self._num_steps
+
+  @overload
+  def __getitem__(self, step: int) -> P: ...
+  @overload
+  def __getitem__(self, step: slice) -> list[P]: ...
+  def __getitem__(self, step: int | slice) -> P | list[P]:
+    if isinstance(step, slice):
+      return [self[i] for i in range(*step.indices(len(self)))]
+    if not -len(self) <= step < len(self):
+      raise IndexError(f"step {step} of a run of {len(self)}")
+    epoch, position = divmod(step % len(self), self.steps_per_epoch)
+    return self._epoch(epoch)[position]
+
+  def _epoch(self, epoch: int) -> list[P]:
+    plan = self._epochs.get(epoch)
+    if plan is None:
+      plan = self._make(epoch)
+      # The last epoch and this one: reading ahead crosses the border between two.
+      self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1} | {epoch: plan}
+    return plan
+
+
+class RunPlan(EpochPlan[PlannedBatch]):
+  """A run with one row per passage, rows of like length in a batch, see :func:`batch_plan`.
 
   Args:
     row_lengths: tokens of the longest row of each example.
@@ -195,45 +239,22 @@ class RunPlan(Sequence[PlannedBatch]):
     bucket_multiple: int = 32,
     max_buckets: int = 4,
   ) -> None:
-    self._lengths = _checked(row_lengths)
-    self._batch_size, self._seed = batch_size, seed
-    self._bucket_multiple, self._max_buckets = bucket_multiple, max_buckets
-    self._epochs: dict[int, list[PlannedBatch]] = {}
-    first = self._epoch(0)
-    self.steps_per_epoch = len(first)
-    self.buckets = tuple(sorted({batch.bucket_tokens for batch in first}))
-    self.padding = 1 - float(self._lengths.sum()) / sum(b.bucket_tokens * len(b.examples) for b in first)
-    self._num_steps = max(1, round(epochs * self.steps_per_epoch)) if num_steps is None else num_steps
+    lengths = _checked(row_lengths)
 
-  def __len__(self) -> int:
-    return self._num_steps
-
-  @overload
-  def __getitem__(self, step: int) -> PlannedBatch: ...
-  @overload
-  def __getitem__(self, step: slice) -> list[PlannedBatch]: ...
-  def __getitem__(self, step: int | slice) -> PlannedBatch | list[PlannedBatch]:
-    if isinstance(step, slice):
-      return [self[i] for i in range(*step.indices(len(self)))]
-    if not -len(self) <= step < len(self):
-      raise IndexError(f"step {step} of a run of {len(self)}")
-    epoch, position = divmod(step % len(self), self.steps_per_epoch)
-    return self._epoch(epoch)[position]
-
-  def _epoch(self, epoch: int) -> list[PlannedBatch]:
-    plan = self._epochs.get(epoch)
-    if plan is None:
-      plan = batch_plan(
-        self._lengths,
-        batch_size=self._batch_size,
-        seed=self._seed,
+    def make(epoch: int) -> list[PlannedBatch]:
+      return batch_plan(
+        lengths,
+        batch_size=batch_size,
+        seed=seed,
         epoch=epoch,
-        bucket_multiple=self._bucket_multiple,
-        max_buckets=self._max_buckets,
+        bucket_multiple=bucket_multiple,
+        max_buckets=max_buckets,
       )
-      # The last epoch and this one: reading ahead crosses the border between two.
-      self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1} | {epoch: plan}
-    return plan
+
+    super().__init__(make, num_steps=num_steps, epochs=epochs)
+    first = self._epoch(0)
+    self.buckets = tuple(sorted({batch.bucket_tokens for batch in first}))
+    self.padding = 1 - float(lengths.sum()) / sum(b.bucket_tokens * len(b.examples) for b in first)
 
 
 def _checked(row_lengths: Int[np.ndarray, "n"] | Sequence[int]) -> Int[np.ndarray, "n"]:
@@ -245,7 +266,7 @@ def _checked(row_lengths: Int[np.ndarray, "n"] | Sequence[int]) -> Int[np.ndarra
   return lengths
 
 
-def _permutation(count: int, seed: int, stream: int) -> Int[np.ndarray, "n"]:
+def permutation(count: int, seed: int, stream: int) -> Int[np.ndarray, "n"]:
   """A permutation from raw random bits: their stream is fixed for all NumPy versions, a shuffle's is not."""
   bits = np.random.PCG64(np.random.SeedSequence((seed, stream))).random_raw(count)
   return np.argsort(bits, kind="stable")

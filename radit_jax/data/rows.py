@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from radit_jax.data.prompts import Rendered
 from radit_jax.parallel_context import ParallelContextBatch
@@ -26,14 +27,43 @@ def rows_to_batch(
     ValueError: the examples differ in K, a row is longer than T, or an answer than A or without a token before it.
   """
   k = len(rendered[0])
-  batch = _empty(len(rendered), k, num_tokens, num_answer_tokens)
+  batch = _empty(len(rendered) * k, (len(rendered), k), num_tokens, num_answer_tokens)
   for b, rows in enumerate(rendered):
     if len(rows) != k:
       raise ValueError(f"example {b} has {len(rows)} rows, example 0 has {k}")
     for j, row in enumerate(rows):
       if row is not None:
-        _fill(batch, b * k + j, first_slot, row.tokens, row.answer_start, row.answer_end)
+        _append(batch, b * k + j, first_slot + b * k + j, row.tokens, row.answer_start, row.answer_end)
         batch.context_mask[b, j] = True
+  return batch
+
+
+def packed_to_batch(
+  rows: Sequence[Sequence[tuple[int, Rendered]]],
+  context_mask: Bool[np.ndarray, "B K"],
+  *,
+  num_tokens: int,
+  num_answer_tokens: int,
+) -> ParallelContextBatch:
+  """Several prompts in one row, each a segment that sees nothing of its neighbours.
+
+  Args:
+    rows: for each of R rows its prompts, and the slot b*K+j each one's answer counts for.
+    context_mask: ``[B, K]`` bool, True for the passages of the examples that are there.
+    num_tokens: T.
+    num_answer_tokens: A, of all prompts of a row together.
+
+  Returns:
+    NumPy arrays.
+
+  Raises:
+    ValueError: the prompts of a row are longer than T, or their answers than A.
+  """
+  batch = _empty(len(rows), (context_mask.shape[0], context_mask.shape[1]), num_tokens, num_answer_tokens)
+  for r, prompts in enumerate(rows):
+    for slot, row in prompts:
+      _append(batch, r, slot, row.tokens, row.answer_start, row.answer_end)
+  batch.context_mask[:] = context_mask
   return batch
 
 
@@ -50,16 +80,15 @@ def text_to_batch(token_ids: Sequence[Sequence[int]], num_tokens: int) -> Parall
   Raises:
     ValueError: a text is longer than T.
   """
-  batch = _empty(len(token_ids), 1, num_tokens, num_tokens - 1)
+  batch = _empty(len(token_ids), (len(token_ids), 1), num_tokens, num_tokens - 1)
   for b, ids in enumerate(token_ids):
     if len(ids) >= 2:
-      _fill(batch, b, 0, ids, 1, len(ids))
+      _append(batch, b, b, ids, 1, len(ids))
       batch.context_mask[b, 0] = True
   return batch
 
 
-def _empty(examples: int, k: int, num_tokens: int, num_answer_tokens: int) -> ParallelContextBatch:
-  rows = examples * k
+def _empty(rows: int, slots: tuple[int, int], num_tokens: int, num_answer_tokens: int) -> ParallelContextBatch:
   return ParallelContextBatch(
     tokens=np.zeros((rows, num_tokens), np.int32),
     positions=np.zeros((rows, num_tokens), np.int32),
@@ -67,21 +96,23 @@ def _empty(examples: int, k: int, num_tokens: int, num_answer_tokens: int) -> Pa
     answer_positions=np.zeros((rows, num_answer_tokens), np.int32),
     answer_tokens=np.zeros((rows, num_answer_tokens), np.int32),
     answer_slot=np.full((rows, num_answer_tokens), -1, np.int32),
-    context_mask=np.zeros((examples, k), bool),
+    context_mask=np.zeros(slots, bool),
   )
 
 
-def _fill(batch: ParallelContextBatch, row: int, first_slot: int, ids: Sequence[int], start: int, end: int) -> None:
-  length, answers = len(ids), end - start
-  if length > batch.tokens.shape[1]:
-    raise ValueError(f"row {row} has {length} tokens, the batch holds {batch.tokens.shape[1]}")
-  if answers > batch.answer_tokens.shape[1]:
-    raise ValueError(f"row {row} has {answers} answer tokens, the batch holds {batch.answer_tokens.shape[1]}")
-  if answers and start < 1:
+def _append(batch: ParallelContextBatch, row: int, slot: int, ids: Sequence[int], start: int, end: int) -> None:
+  """Puts a prompt behind what the row holds, as a segment of its own with positions from 0."""
+  used, answered = np.count_nonzero(batch.segment_ids[row]), np.count_nonzero(batch.answer_slot[row] >= 0)
+  here, answers = slice(used, used + len(ids)), slice(answered, answered + end - start)
+  if here.stop > batch.tokens.shape[1]:
+    raise ValueError(f"row {row} has {here.stop} tokens, the batch holds {batch.tokens.shape[1]}")
+  if answers.stop > batch.answer_tokens.shape[1]:
+    raise ValueError(f"row {row} has {answers.stop} answer tokens, the batch holds {batch.answer_tokens.shape[1]}")
+  if end > start and start < 1:
     raise ValueError(f"row {row}: no token stands before the answer to predict it from")
-  batch.tokens[row, :length] = ids
-  batch.positions[row, :length] = np.arange(length)
-  batch.segment_ids[row, :length] = 1
-  batch.answer_positions[row, :answers] = np.arange(start - 1, end - 1)
-  batch.answer_tokens[row, :answers] = batch.tokens[row, start:end]
-  batch.answer_slot[row, :answers] = first_slot + row
+  batch.tokens[row, here] = ids
+  batch.positions[row, here] = np.arange(len(ids))
+  batch.segment_ids[row, here] = batch.segment_ids[row].max() + 1
+  batch.answer_positions[row, answers] = used + np.arange(start - 1, end - 1)
+  batch.answer_tokens[row, answers] = ids[start:end]
+  batch.answer_slot[row, answers] = slot

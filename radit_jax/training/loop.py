@@ -23,6 +23,7 @@ from radit_jax.training.metrics import MetricsWriter
 from radit_jax.training.step import (
   Objective,
   StepFigures,
+  check_microbatches,
   combine,
   evaluate_step,
   init_state,
@@ -141,8 +142,12 @@ def train(
       finished = start >= total_steps or (loop.patience is not None and since_best >= loop.patience)
       source = iter(()) if finished else batches(start)
       for ids, batch in source:
+        if loop.accumulate > 1 and jax.process_count() == 1:  # one host's share says nothing about whole microbatches
+          check_microbatches(batch, loop.accumulate)
         rows = sharding.place_rows(batch, mesh)
-        state, figures = train_step(state, frozen, rows, objective=objective, update=make.update)
+        state, figures = train_step(
+          state, frozen, rows, objective=objective, update=make.update, accumulate=loop.accumulate
+        )
         step += 1
         since += 1
         # The last step's figures are read after this one has started, so the device never waits for the host.

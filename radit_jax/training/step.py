@@ -7,14 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from radit_jax import losses, sharding
 from radit_jax.config import OptimizerConfig
-from radit_jax.parallel_context import Generator, LSRBatch, ParallelContextBatch, answer_log_likelihoods
+from radit_jax.errors import UserError
+from radit_jax.parallel_context import Generator, LSRBatch, ParallelContextBatch, answer_log_likelihoods, row_axes
 
 #: ``objective(model, batch) -> (sum, count)``, float32 scalars: the loss is sum / count over the global batch.
 Objective = Callable[[Any, Any], tuple[Array, Array]]
@@ -222,9 +224,58 @@ def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) 
   return jax.jit(make, out_shardings=shardings)(trained), frozen
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "update"), donate_argnames="state")
+def microbatches(batch: Any, count: int) -> Any:
+  """A batch as ``count`` batches behind one another, ``[N, ...]`` -> ``[count, N / count, ...]`` in every leaf.
+
+  The g-th holds the g-th part of the rows and the g-th part of the examples. In a ParallelContextBatch the slots of a
+  part's answers are counted from its first example, so an example must lie in one part with all its rows: padded rows
+  do, packed ones are planned so, and :func:`check_microbatches` sees to it.
+
+  Args:
+    batch: whatever an objective reads.
+    count: microbatches; it divides the first dimension of every leaf.
+  """
+  axes = row_axes()
+
+  def split(x: Array) -> Array:
+    parts = x.reshape(count, x.shape[0] // count, *x.shape[1:])
+    return parts if axes is None else jax.lax.with_sharding_constraint(parts, PartitionSpec(None, axes))
+
+  out = jax.tree.map(split, batch)
+  if isinstance(out, ParallelContextBatch):
+    first = jnp.arange(count)[:, None, None] * out.context_mask[0].size
+    out = dataclasses.replace(out, answer_slot=jnp.where(out.answer_slot < 0, -1, out.answer_slot - first))
+  return out
+
+
+def check_microbatches(batch: Any, count: int) -> None:
+  """Refuses a batch that is not ``count`` whole batches behind one another.
+
+  Args:
+    batch: NumPy arrays, of all hosts.
+    count: microbatches.
+
+  Raises:
+    UserError: a dimension that ``count`` does not divide, both numbers named.
+    ValueError: an answer that counts for an example of another microbatch than its row's.
+  """
+  for leaf in jax.tree.leaves(batch):
+    if leaf.shape[0] % count:
+      raise UserError(
+        f"a batch of {leaf.shape[0]} rows does not split into accumulate {count} microbatches of one size"
+      )
+  if isinstance(batch, ParallelContextBatch):
+    slot = batch.answer_slot.reshape(count, -1)
+    part = np.where(slot < 0, np.arange(count)[:, None], slot // (batch.context_mask.size // count))
+    stray = np.argwhere(part != np.arange(count)[:, None])
+    if stray.size:
+      own, at = stray[0]
+      raise ValueError(f"microbatch {own} has a row of slot {slot[own, at]}, which lies in microbatch {part[own, at]}")
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "update", "accumulate"), donate_argnames="state")
 def train_step(
-  state: TrainState, frozen: Any, batch: Any, *, objective: Objective, update: Callable[..., Any]
+  state: TrainState, frozen: Any, batch: Any, *, objective: Objective, update: Callable[..., Any], accumulate: int = 1
 ) -> tuple[TrainState, StepFigures]:
   """One step. A non-finite loss or gradient leaves model and optimizer as they were, and is counted.
 
@@ -234,6 +285,8 @@ def train_step(
     batch: whatever the objective reads.
     objective: see :data:`Objective`; a function of module level or a cached partial, as it is a compilation key.
     update: ``optimizer.update``.
+    accumulate: microbatches the batch goes through in, see :func:`microbatches`: for objectives that are sums over
+      examples, the same step in less memory.
 
   Returns:
     The next state, and the figures of the step.
@@ -243,7 +296,11 @@ def train_step(
     total, count = objective(combine(trained, frozen), batch)
     return total / jnp.maximum(count, 1.0), (total, count)
 
-  (_, (total, count)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.model)
+  mesh = jax.sharding.get_abstract_mesh()
+  if accumulate == 1:
+    (_, (total, count)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.model)
+  else:
+    total, count, gradients = _accumulated(state.model, frozen, batch, objective, accumulate)
   norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(total) & jnp.isfinite(norm)
   updates, optimizer_state = update(gradients, state.optimizer_state, state.model)
@@ -251,10 +308,29 @@ def train_step(
   keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
   bad = state.nonfinite_steps + (~finite).astype(jnp.int32)
   new = TrainState(keep(model, state.model), keep(optimizer_state, state.optimizer_state), bad)
-  mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:  # left to the compiler, norms would come back sharded: another program for the second step
     new = jax.lax.with_sharding_constraint(new, sharding.parameter_shardings(new, mesh))
   return new, StepFigures(total, count, norm, finite, bad)
+
+
+def _accumulated(trained: Any, frozen: Any, batch: Any, objective: Objective, count: int) -> tuple[Array, Array, Any]:
+  """Sum, count, and gradient of sum / count over all microbatches: summed in float32, divided once."""
+
+  def total(model: Any, part: Any) -> tuple[Array, Array]:
+    return objective(combine(model, frozen), part)
+
+  def add(carry: Any, part: Any) -> tuple[Any, None]:
+    (value, number), gradients = jax.value_and_grad(total, has_aux=True)(trained, part)
+    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry, (value, number, gradients)), None
+
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
+    zeros = jax.lax.with_sharding_constraint(zeros, sharding.parameter_shardings(zeros, mesh))
+  zero = jnp.zeros((), jnp.float32)
+  (value, number, gradients), _ = jax.lax.scan(add, (zero, zero, zeros), microbatches(batch, count))
+  gradients = jax.tree.map(lambda g, x: (g / jnp.maximum(number, 1.0)).astype(x.dtype), gradients, trained)
+  return value, number, gradients
 
 
 @functools.partial(jax.jit, static_argnames="objective")

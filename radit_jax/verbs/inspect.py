@@ -187,12 +187,12 @@ def _first_batch(
 
 
 def _batch_data(ids: Sequence[str], batch: ParallelContextBatch, tokenizer: Any) -> dict[str, Any]:
-  """Rows as they lie in the arrays: nothing is rendered again."""
+  """Prompts as they lie in the arrays, alone in a row or beside others: nothing is rendered again."""
   num_rows, width = batch.tokens.shape
   k = batch.context_mask.shape[1]
   examples = []
   for b, name in enumerate(ids):
-    rows = [_row_data(batch, b * k + j, tokenizer) if batch.context_mask[b, j] else None for j in range(k)]
+    rows = [_slot_data(batch, b * k + j, tokenizer) if batch.context_mask[b, j] else None for j in range(k)]
     examples.append({"id": name, "rows": rows})
   real = batch.segment_ids != 0
   return {
@@ -206,11 +206,13 @@ def _batch_data(ids: Sequence[str], batch: ParallelContextBatch, tokenizer: Any)
   }
 
 
-def _row_data(batch: ParallelContextBatch, row: int, tokenizer: Any) -> dict[str, Any]:
-  tokens = batch.tokens[row][batch.segment_ids[row] != 0]
+def _slot_data(batch: ParallelContextBatch, slot: int, tokenizer: Any) -> dict[str, Any]:
+  [row, *_], answers = np.nonzero(batch.answer_slot == slot)
+  at = batch.answer_positions[row, answers]
+  own = np.flatnonzero(batch.segment_ids[row] == batch.segment_ids[row, at[0]])
+  tokens = batch.tokens[row, own]
   mask = np.zeros(len(tokens), np.int32)
-  # An answer position is that of the token before.
-  mask[batch.answer_positions[row][batch.answer_slot[row] >= 0] + 1] = 1
+  mask[at - own[0] + 1] = 1  # an answer position is that of the token before
   return _tokens_data(tokens.tolist(), mask.tolist(), tokenizer)
 
 

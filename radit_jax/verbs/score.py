@@ -1,6 +1,7 @@
 """`radit score`: the frozen teacher's log p(y | c_j ∘ x) of every retrieved passage, computed once and stored."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -10,12 +11,14 @@ from radit_jax.config import ScoreConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import PassageScores, RetrievedStore, ScoreStore, write_scores
-from radit_jax.data.plan import plan_in_order, row_multiple
+from radit_jax.data.packing import packed_in_order
+from radit_jax.data.plan import PlannedBatch, plan_in_order, row_multiple
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer
 from radit_jax.parallel_context import answer_log_likelihoods
 from radit_jax.progress import Progress, silent
+from radit_jax.verbs import tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,11 @@ def _forward(generator, batch):  # type: ignore[no-untyped-def]
 def _score(generator, retrieved, passages, prompt, lengths, config, mesh, progress):  # type: ignore[no-untyped-def]
   """Score records in the order of the store."""
   batch_size = sharding.round_up_rows(config.batch_size, mesh)
-  plan = plan_in_order(lengths.rows, batch_size=batch_size, bucket_multiple=row_multiple(jax.default_backend()))
+  plan: Sequence[PlannedBatch]
+  if config.pack_tokens is None:
+    plan = plan_in_order(lengths.rows, batch_size=batch_size, bucket_multiple=row_multiple(jax.default_backend()))
+  else:
+    plan = packed_in_order(tuning.packing(lengths, config.pack_tokens, batch_size, mesh))
   found: dict[str, PassageScores] = {}
   batches = parallel_context_batches(
     retrieved,

@@ -89,7 +89,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
 
   # All that can be wrong with the input is found before the directory is taken.
   mesh = sharding.make_mesh(config.mesh)
-  sharding.check_rows(config.loop.batch_size, mesh)
+  tuning.check_batch(config.loop, mesh)
   load = functools.partial(load_generator, config.generator, dtype=config.dtype, remat=config.remat)
   generator = tuning.load_for_tuning(load, config.lora, mesh=mesh, seed=config.loop.seed)
   prompt.check_positions(generator.config.max_positions)
@@ -98,7 +98,10 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     k = 1
   lengths = {n: row_lengths(s, passages, prompt, k=k, with_passages=with_passages) for n, s in stores.items()}
   answer_tokens = max(x.answer for x in lengths.values())
-  plans = tuning.make_plans(lengths["train"].rows, lengths["dev"].rows, loop=loop, mesh=mesh)
+  if config.pack_tokens is None:
+    plans = tuning.make_plans(lengths["train"].rows, lengths["dev"].rows, loop=loop, mesh=mesh)
+  else:
+    plans = tuning.make_packed_plans(lengths["train"], lengths["dev"], config.pack_tokens, loop=loop, mesh=mesh)
 
   def stream(name: str, of: Sequence[PlannedBatch], size: int, seed: int | None, start: int = 0) -> Iterator[Batch]:
     return iter(

@@ -100,7 +100,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     return done
 
   mesh = sharding.make_mesh(config.mesh)
-  sharding.check_rows(config.loop.batch_size, mesh)
+  tuning.check_batch(config.loop, mesh)
   load = functools.partial(load_encoder, config.encoder, remat=config.remat, options=config.embedding)
   encoder = tuning.load_for_tuning(load, config.lora, mesh=mesh, seed=config.loop.seed)
   tokenizer = load_tokenizer(config.encoder)

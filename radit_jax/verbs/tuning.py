@@ -13,7 +13,10 @@ from jaxtyping import Int
 
 from radit_jax import files, runs, sharding
 from radit_jax.config import LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
+from radit_jax.data.batches import RowLengths
+from radit_jax.data.packing import PackedPlan, Packing, packed_in_order
 from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
+from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.lora import add_lora, merge_lora, quantize_base
@@ -46,7 +49,7 @@ class Plans:
     dev_size: examples of a dev batch over all hosts.
   """
 
-  train: RunPlan
+  train: RunPlan | PackedPlan
   dev: Sequence[PlannedBatch]
   dev_size: int
 
@@ -74,6 +77,60 @@ def make_plans(
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths)), mesh)
   dev = plan_in_order(dev_lengths, batch_size=dev_size, bucket_multiple=multiple, max_buckets=2)
   return Plans(plan, dev, dev_size)
+
+
+def make_packed_plans(
+  lengths: RowLengths, dev_lengths: RowLengths, row_tokens: int, *, loop: LoopConfig, mesh: Mesh
+) -> Plans:
+  """Plans a tuning whose rows hold several prompts each, ``loop.batch_size`` examples a step as ever.
+
+  Args:
+    lengths: of the training examples.
+    dev_lengths: of the dev examples.
+    row_tokens: length of the rows, rounded up to what the device wants.
+    loop: steps, batch size and seed.
+    mesh: its row axes divide every batch.
+
+  Raises:
+    UserError: a prompt longer than a row.
+  """
+  plan = PackedPlan(
+    packing(lengths, row_tokens, loop.batch_size, mesh, parts=loop.accumulate),
+    seed=loop.seed,
+    num_steps=loop.steps,
+    epochs=loop.epochs,
+  )
+  dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths.each)), mesh)
+  return Plans(plan, packed_in_order(packing(dev_lengths, row_tokens, dev_size, mesh)), dev_size)
+
+
+def packing(lengths: RowLengths, row_tokens: int, batch_size: int, mesh: Mesh, *, parts: int = 1) -> Packing:
+  """How a verb's examples are packed, see :class:`radit_jax.data.packing.Packing`."""
+  multiple = row_multiple(jax.default_backend())
+  return Packing(
+    lengths.each,
+    lengths.answers,
+    -(-row_tokens // multiple) * multiple,
+    batch_size,
+    shards=sharding.row_shards(mesh),
+    parts=parts,
+  )
+
+
+def check_batch(loop: LoopConfig, mesh: Mesh) -> None:
+  """Refuses a batch that the row axes do not divide, or whose microbatches they do not.
+
+  Raises:
+    UserError: naming both numbers.
+  """
+  sharding.check_rows(loop.batch_size, mesh)
+  shards = sharding.row_shards(mesh)
+  if loop.batch_size // loop.accumulate % shards:
+    raise UserError(
+      f"microbatches of {loop.batch_size // loop.accumulate} examples (batch_size {loop.batch_size} in accumulate "
+      f"{loop.accumulate}) over {shards} shards of rows: choose a batch size that is a multiple of "
+      f"{loop.accumulate * shards}"
+    )
 
 
 def finished_result(

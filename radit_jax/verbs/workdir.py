@@ -26,7 +26,7 @@ from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import load_encoder, load_generator, load_tokenizer
 from radit_jax.progress import Progress
-from radit_jax.sharding import check_rows, make_mesh
+from radit_jax.sharding import make_mesh
 from radit_jax.verbs import tuning
 from radit_jax.verbs.evaluate import EvaluateResult, evaluate
 from radit_jax.verbs.index import index
@@ -136,7 +136,7 @@ class Workdir:
     c = self.config
     mesh = make_mesh(c.mesh)
     for options in (c.generator_tuning, c.retriever_tuning):
-      check_rows(options.loop.batch_size, mesh)
+      tuning.check_batch(options.loop, mesh)
     for path in dict.fromkeys((c.generator, *([] if c.teacher in ("base", "tuned") else [c.teacher]))):
       load_tokenizer(path)
       generator = load_generator(path, mesh=mesh, abstract=True).config
@@ -245,6 +245,7 @@ class Workdir:
       method=method,  # type: ignore[arg-type]
       k=c.k_train,
       prompt=c.prompt,
+      pack_tokens=c.pack_tokens,
       optimizer=c.generator_tuning.optimizer,
       loop=dataclasses.replace(c.generator_tuning.loop, seed=c.seed),
       lora=c.generator_tuning.lora,
@@ -263,6 +264,7 @@ class Workdir:
       k=c.k,
       prompt=c.prompt,
       batch_size=c.score_batch_size,
+      pack_tokens=c.pack_tokens,
       dtype=c.dtype,
       mesh=c.mesh,
     )
