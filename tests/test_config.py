@@ -14,6 +14,8 @@ CLASSES = [c for _, c in inspect.getmembers(configs, dataclasses.is_dataclass)]
 #: A value of every required field, so that each class can be made.
 GIVEN = {
   "workdir": "w",
+  "source": "s",
+  "run": "r",
   "corpus": "c",
   "questions": "q",
   "question": "why?",
