@@ -1,8 +1,40 @@
-"""Attention with grouped keys and values: the plain form, right on every platform."""
+"""Attention with grouped keys and values: the plain form, right on every platform, and which form runs where."""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+AttentionKind = Literal["plain", "splash"]
+
+
+def attention_kind(platform: str | None, *, causal: bool = True, cached: bool = False) -> AttentionKind:
+  """Which form of attention a model takes.
+
+  Args:
+    platform: of the devices, as of :func:`platform_in_force`.
+    causal: whether a token sees earlier ones only.
+    cached: whether keys are read from a cache.
+
+  Returns:
+    "splash" (:func:`radit_jax.models.splash.splash_attention`) for whole rows of a causal model on a TPU, which is
+    training and scoring; "plain" (:func:`attention`) for everything else.
+
+  Example:
+    >>> attention_kind("tpu"), attention_kind("tpu", cached=True), attention_kind("cpu")
+    ('splash', 'plain', 'plain')
+  """
+  return "splash" if platform == "tpu" and causal and not cached else "plain"
+
+
+def platform_in_force() -> str | None:
+  """Platform of the mesh in force (``jax.set_mesh``), also where it is only compiled for; None without a mesh.
+
+  Without one nobody can tell how arrays are spread, and a TPU kernel must be told; the plain form need not.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return None if device is None else device.platform
 
 
 def attention(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, Self, overload
+from typing import Literal, Self, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from radit_jax.errors import UserError
-from radit_jax.models.attention import attention
+from radit_jax.models.attention import AttentionKind, attention, attention_kind, platform_in_force
 from radit_jax.models.kernels import project
 from radit_jax.models.rotary import Rotary, turn, turns
 from radit_jax.models.source import SourceFiles
+from radit_jax.models.splash import splash_attention
 
+_T = TypeVar("_T")
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 _ACTIVATIONS = {
   "silu": jax.nn.silu,
@@ -222,6 +224,8 @@ class Decoder(nnx.Module):
       angles and logits are float32 in any case.
     remat: the backward pass computes each layer again in place of keeping what it needs: a third more work, and of
       every layer only its input stays in memory.
+    kind: form of attention without a cache; None for :func:`radit_jax.models.attention.attention_kind`'s choice on
+      the mesh in force. "splash" on other platforms than TPUs is interpreted: right and slow, for tests.
 
   Example:
     >>> generator = Decoder(DecoderConfig.tiny(vocab_size=50), rngs=nnx.Rngs(0))
@@ -230,11 +234,20 @@ class Decoder(nnx.Module):
     (1, 3, 50)
   """
 
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: bool = False):
+  def __init__(
+    self,
+    config: DecoderConfig,
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    kind: AttentionKind | None = None,
+  ):
     vocab, width = config.vocab_size, config.hidden_size
     self.config = config
     self.dtype = jnp.dtype(dtype)
     self.remat = remat
+    self.kind = kind
     self.embedding = nnx.Param(
       jax.random.normal(rngs.params(), (vocab, width)) / width**0.5, logical_axes=("vocab", "embed")
     )
@@ -303,15 +316,15 @@ class Decoder(nnx.Module):
     x = _norm(x, self.embedding_norm, config)
 
     if cache is None:
-      choose = _by_layer(config, positions, segment_ids, segment_ids, positions, 0)
+      attend, rotary_of = _without_cache(config, self.kind, positions, segment_ids)
 
       def layer_step(x: Array, scanned: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
         layer, i = scanned
-        mask, rotary = choose(i)
-        q, k, v = layer.queries_keys_values(x, rotary, i == 0)
-        return layer.add_attention_and_mlp(x, _attend(config, q, k, v, mask)), None
+        q, k, v = layer.queries_keys_values(x, rotary_of(i), i == 0)
+        return layer.add_attention_and_mlp(x, attend(i, q, k, v)), None
 
-      step = jax.checkpoint(layer_step) if self.remat else layer_step
+      # prevent_cse=False: a scan keeps forward and backward apart by itself, without barriers against merging them.
+      step = jax.checkpoint(layer_step, prevent_cse=False) if self.remat else layer_step
       x, _ = jax.lax.scan(step, x, (self.layers, jnp.arange(config.num_layers)))
       return _norm(x, self.final_norm, config)
 
@@ -325,7 +338,8 @@ class Decoder(nnx.Module):
       return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, slot))
 
     cached_segments, cached_positions = written(cache.segment_ids, segment_ids), written(cache.positions, positions)
-    choose = _by_layer(config, positions, segment_ids, cached_segments, cached_positions, slot)
+    mask_of = _masks(config, positions, segment_ids, cached_segments, cached_positions, slot)
+    rotary_of = _rotaries(config, positions)
 
     # The cache is carried, not scanned over: a carried buffer is written in place, a scanned one is copied whole.
     def cached_step(
@@ -333,11 +347,10 @@ class Decoder(nnx.Module):
     ) -> tuple[tuple[Array, Array, Array], None]:
       x, all_k, all_v = carry
       layer, i = scanned
-      mask, rotary = choose(i)
-      q, k, v = layer.queries_keys_values(x, rotary, i == 0)
+      q, k, v = layer.queries_keys_values(x, rotary_of(i), i == 0)
       all_k = jax.lax.dynamic_update_slice(all_k, k[None].astype(all_k.dtype), (i, 0, slot, 0, 0))
       all_v = jax.lax.dynamic_update_slice(all_v, v[None].astype(all_v.dtype), (i, 0, slot, 0, 0))
-      attended = _attend(config, q, all_k[i].astype(q.dtype), all_v[i].astype(q.dtype), mask)
+      attended = _attend(config, q, all_k[i].astype(q.dtype), all_v[i].astype(q.dtype), mask_of(i))
       return (layer.add_attention_and_mlp(x, attended), all_k, all_v), None
 
     (x, k, v), _ = jax.lax.scan(cached_step, (x, cache.k, cache.v), (self.layers, jnp.arange(config.num_layers)))
@@ -386,31 +399,66 @@ def _attend(config: DecoderConfig, q: Array, k: Array, v: Array, mask: Array) ->
   return attention(q, k, v, mask=mask, scale=config.attention_scale, soft_cap=config.attention_soft_cap)
 
 
-def _by_layer(
+def _by_layer(config: DecoderConfig, i: Array, near: Callable[[], _T], full: Callable[[], _T]) -> _T:
+  """``near()`` for a layer with a window, ``full()`` for another, by the layer's number inside the scan."""
+  if config.window is None or not any(config.window_layers or [True]):
+    return full()
+  if all(config.window_layers):
+    return near()
+  return jax.lax.cond(jnp.asarray(config.window_layers)[i], near, full)
+
+
+def _rotaries(config: DecoderConfig, positions: Int[Array, "N T"]) -> Callable[[Array], tuple[Array, Array]]:
+  """Rotary positions of each layer; made once, outside the scan."""
+  full = turns(positions, config.rotary, config.head_dim)
+  near = full if config.window_rotary is None else turns(positions, config.window_rotary, config.head_dim)
+  return lambda i: _by_layer(config, i, lambda: near, lambda: full)
+
+
+def _masks(
   config: DecoderConfig,
   positions: Int[Array, "N T"],
   queries: Int[Array, "N T"],
   keys: Int[Array, "N S"],
   key_positions: Int[Array, "N S"],
   first_slot: int | Int[Array, ""],
-) -> Callable[[Array], tuple[Array, tuple[Array, Array]]]:
-  """What depends on the kind of a layer, its mask and its rotary positions, by the layer's number inside the scan."""
-
-  def made(window: int | None, rotary: Rotary) -> tuple[Array, tuple[Array, Array]]:
-    mask = _visible(queries, keys, first_slot, causal=config.causal)
-    if window is not None:
-      mask &= (jnp.abs(positions[:, :, None] - key_positions[:, None, :]) < window)[:, None]
-    return mask, turns(positions, rotary, config.head_dim)
-
-  window_rotary = config.window_rotary or config.rotary
-  if config.window is None or not any(config.window_layers or [True]):
-    full = made(None, config.rotary)
+) -> Callable[[Array], Array]:
+  """What each layer's queries see; made once, outside the scan."""
+  full = _visible(queries, keys, first_slot, causal=config.causal)
+  if config.window is None:
     return lambda i: full
-  near = made(config.window, window_rotary)
-  if all(config.window_layers):
-    return lambda i: near
-  full, has_window = made(None, config.rotary), jnp.asarray(config.window_layers)
-  return lambda i: jax.lax.cond(has_window[i], lambda: near, lambda: full)
+  near = full & (jnp.abs(positions[:, :, None] - key_positions[:, None, :]) < config.window)[:, None]
+  return lambda i: _by_layer(config, i, lambda: near, lambda: full)
+
+
+def _without_cache(
+  config: DecoderConfig, kind: AttentionKind | None, positions: Int[Array, "N T"], segment_ids: Int[Array, "N T"]
+) -> tuple[Callable[[Array, Array, Array, Array], Array], Callable[[Array], tuple[Array, Array]]]:
+  """Attention ``(i, q, k, v) -> attended`` and rotary positions of each layer, for rows that are seen whole."""
+  platform = platform_in_force()
+  rotary_of = _rotaries(config, positions)
+  if (kind or attention_kind(platform, causal=config.causal)) == "plain":
+    mask_of = _masks(config, positions, segment_ids, segment_ids, positions, 0)
+    return lambda i, q, k, v: _attend(config, q, k, v, mask_of(i)), rotary_of
+  if not config.causal:
+    raise ValueError("splash attention is for models that see earlier tokens only; this one sees later ones too")
+
+  def splash(q: Array, k: Array, v: Array, window: int | None) -> Array:
+    return splash_attention(
+      q,
+      k,
+      v,
+      segment_ids=segment_ids,
+      window=window,
+      scale=config.attention_scale,
+      soft_cap=config.attention_soft_cap,
+      interpret=platform != "tpu",
+    )
+
+  def attend(i: Array, q: Array, k: Array, v: Array) -> Array:
+    return _by_layer(config, i, lambda: splash(q, k, v, config.window), lambda: splash(q, k, v, None))
+
+  return attend, rotary_of
 
 
 def _visible(
