@@ -79,13 +79,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
   """
   p = pathlib.Path(path)
   try:
-    return json.loads(p.read_text(encoding="utf-8"))
+    return json.loads(p.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
   except FileNotFoundError:
     raise UserError(f"{p}: no such file") from None
   except UnicodeDecodeError as e:
     raise UserError(f"{p}: not UTF-8 (byte {e.start})") from None
   except json.JSONDecodeError as e:
     raise UserError(f"{p}:{e.lineno}: not JSON ({e.msg})") from None
+  except (ValueError, RecursionError) as e:  # NaN, a number of thousands of digits, lists a thousand deep
+    raise UserError(f"{p}: not JSON that can be used ({e})") from None
+
+
+def _refuse_constant(name: str) -> Any:
+  raise ValueError(f"{name} is not JSON")
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

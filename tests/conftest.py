@@ -1,7 +1,9 @@
 # ruff: noqa: E402
 """Eight simulated CPU devices, set up before jax is imported, and the meshes over them."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Level 0: the programs of tests are small, and compiling them takes longer than running them (half the time of a file).
@@ -15,6 +17,15 @@ from jax.sharding import Mesh
 
 from radit_jax.config import MeshConfig
 from radit_jax.sharding import make_mesh
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module() -> Iterator[None]:
+  """Programs go with their module: each holds memory maps, of which a process may have 65,530, and the compiler
+  ends the process with a segmentation fault when there are no more."""
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture

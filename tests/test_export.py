@@ -10,14 +10,17 @@ import pytest
 import sentence_transformers
 import torch
 import transformers
+import yaml
 
 from radit_jax import config as c
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_encoder, load_generator, load_tokenizer
 from radit_jax.retrieval.embed import embed_queries
 from radit_jax.verbs.ask import ask
+from radit_jax.verbs.cards import licence_of
 from radit_jax.verbs.export import export
 from radit_jax.verbs.run import run
+from radit_jax.verbs.train_generator import train_generator
 
 PROMPT = c.PromptConfig(max_tokens=96, max_passage_tokens=40, max_answer_tokens=8)
 OPTIMIZER = c.OptimizerConfig(peak_lr=3e-3, floor_lr=1e-4, warmup_steps=4)
@@ -116,7 +119,7 @@ def test_sentence_transformers_makes_the_vectors_of_retrieve(ran):
 def test_card_and_recipe_tell_what_was_done(ran, base, parts):
   recipe = json.loads(pathlib.Path(f"{ran}/out/generator/radit.json").read_text())
   assert recipe["base"] == {
-    "name": "tiny-base", "on_hub": False, "fingerprint": fingerprint(base), "licence": "mit"
+    "name": "tiny-base", "on_hub": False, "fingerprint": fingerprint(base), "licence": {"license": "mit"}
   }  # fmt: skip
   assert (recipe["method"], recipe["k"], recipe["k_train"], recipe["score_temperature"]) == ("ralt", 4, 2, 0.05)
   assert [end["id"] for end in recipe["prompt"]["end"]] == json.loads((base / "generation_config.json").read_text())[
@@ -126,7 +129,7 @@ def test_card_and_recipe_tell_what_was_done(ran, base, parts):
   assert card.startswith("---\nlibrary_name: transformers\n")
   report = json.loads(pathlib.Path(f"{ran}/run/report.json").read_text())
   for told in (
-    "license: mit",
+    'license: "mit"',
     "Base model: mit. Training data: cc-by-4.0.",
     f"on {recipe['examples']} examples, by RALT",
     f"| RA-DIT (both) | {100 * report['rows']['ra_dit']['exact_match']:.1f} |",
@@ -136,7 +139,7 @@ def test_card_and_recipe_tell_what_was_done(ran, base, parts):
   assert str(ran) not in card + json.dumps(recipe)  # nothing of this machine
   encoder = json.loads(pathlib.Path(f"{ran}/out/query_encoder/radit.json").read_text())
   assert encoder["passage_encoder"] == fingerprint(parts["encoder"], c.EmbeddingOptions(query_prompt="Where "))
-  assert encoder["recipe"]["base"]["licence"] == "not stated"
+  assert encoder["recipe"]["base"]["licence"] == {}
   assert "by LSR" in pathlib.Path(f"{ran}/out/query_encoder/README.md").read_text()
 
 
@@ -144,6 +147,58 @@ def test_the_base_models_own_files_are_kept(ran, base):
   out = pathlib.Path(f"{ran}/out/generator")
   assert (out / "config.json").read_text() == (base / "config.json").read_text()
   assert (out / "generation_config.json").read_text() == (base / "generation_config.json").read_text()
+
+
+def test_tokenizer_files_are_the_base_models_own(ran, base):
+  out = pathlib.Path(f"{ran}/out/generator")
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    assert (out / name).read_bytes() == (base / name).read_bytes()
+  # Of a new model too: a class that version 4 of transformers knows.
+  assert json.loads((base / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize(
+  ("head", "licence"),
+  [
+    ("license:\nlanguage: en", {}),
+    ("license:\n- mit\n- apache-2.0", {"license": "mit, apache-2.0"}),
+    ("license: other\nlicense_name: llama3.2\nlicense_link: https://x.y/z", {
+      "license": "other", "license_name": "llama3.2", "license_link": "https://x.y/z"}),
+    ("license: no", {}),
+    ("license: [", {}),
+    ("just text", {}),
+  ],
+)  # fmt: skip
+def test_licences_are_read_as_they_are_written(tmp_path, head, licence):
+  (tmp_path / "README.md").write_text(f"---\n{head}\n---\n# A model\n")
+  assert licence_of(tmp_path) == licence
+
+
+def test_nothing_of_the_machine_in_an_export_with_a_template_and_an_adapter(ran, parts, base, tmp_path):
+  template = tmp_path / "template.txt"
+  template.write_text("Read {passage}\n\nAsk {question}\nSay {answer}\n")
+  config = c.TrainGeneratorConfig(
+    workdir=str(tmp_path / "tuned"),
+    generator=str(base),
+    retrieved=f"{ran}/run/retrieved/base/train",
+    dev_retrieved=f"{ran}/run/retrieved/base/dev",
+    passages=f"{ran}/run/passages",
+    k=2,
+    prompt=c.PromptConfig(style=str(template), max_tokens=96, max_passage_tokens=40, max_answer_tokens=8),
+    loop=c.LoopConfig(steps=2, batch_size=8, evaluate_every=2),
+    lora=c.LoraConfig(rank=2),
+  )
+  train_generator(config)
+  export(c.ExportConfig(run=str(tmp_path / "tuned"), out=str(tmp_path / "out")))
+  written = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+  assert len(written) > 8
+  for file in written:
+    assert str(tmp_path.parent).encode() not in file.read_bytes(), file
+    assert str(base.parent).encode() not in file.read_bytes(), file
+  adapter = json.loads((tmp_path / "out/generator/adapter/adapter_config.json").read_text())
+  assert adapter["base_model_name_or_path"] == "tiny-base"
+  card = (tmp_path / "out/generator/README.md").read_text()
+  assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
 
 
 def test_weights_in_half_the_bytes(ran, tmp_path):

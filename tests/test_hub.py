@@ -153,7 +153,7 @@ def model(hub, weights):
   return hub
 
 
-READ = {"config.json", "vocab.txt", "chat_template.jinja", "tokenizer.model", "1_Pooling/config.json"}
+READ = {"README.md", "config.json", "vocab.txt", "chat_template.jinja", "tokenizer.model", "1_Pooling/config.json"}
 
 
 def run(hub, directory, *args, **environment):

@@ -23,6 +23,7 @@ from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 from radit_jax.models.pretrained import (
+  check_vocabulary,
   encoder_temperature,
   fingerprint,
   load_dual_encoder,
@@ -347,6 +348,45 @@ def test_no_tokenizer_is_one_line(llama_copy, tmp_path):
     load_tokenizer(llama_copy)
 
 
+@pytest.mark.parametrize(
+  "text", ["[" * 100_000, '{"vocab_size": ' + "9" * 5000 + "}", '{"rms_norm_eps": NaN}', "\udc80"]
+)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_json_that_no_model_writes_is_one_line(llama_copy, name, text):
+  (llama_copy / name).write_bytes(text.encode(errors="surrogateescape"))
+  with pytest.raises(UserError, match=f"{name}: not ") as e:
+    load_generator(llama_copy)
+  assert "\n" not in str(e.value)
+
+
+def test_control_tokens_may_lie_beyond_the_embedding(tokenizer, tmp_path):
+  """As in Gemma 3's text models, whose tokenizer knows of images."""
+  bigger = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, **tokenizer.special_tokens_map)
+  bigger.add_special_tokens({"additional_special_tokens": ["<image>"]})
+  check_vocabulary(bigger, len(bigger) - 1, "here")
+  with pytest.raises(UserError, match="15 ids, the model's embedding 13 rows"):
+    check_vocabulary(bigger, len(bigger) - 2, "here")
+
+
+def test_names_of_the_first_berts(bert_copy):
+  file = bert_copy / "model.safetensors"
+  old = {n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+         for n, t in safetensors.numpy.load_file(file).items()}  # fmt: skip
+  before = load_encoder(bert_copy)
+  safetensors.numpy.save_file(old, file)
+  for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(load_encoder(bert_copy)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_dimensions_and_prompts_of_the_files(bert_copy):
+  _edit(bert_copy / "config_sentence_transformers.json", truncate_dim=7, prompts={"query": "a ", "other": "b "},
+        default_prompt_name="other")  # fmt: skip
+  config = load_encoder(bert_copy).config
+  assert (config.dimensions, config.query_prompt, config.passage_prompt) == (7, "a ", "")
+  (bert_copy / "sentence_bert_config.json").rename(bert_copy / "sentence_roberta_config.json")
+  assert load_encoder(bert_copy).config.max_tokens == 30
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, tokenizer):
   generator = Decoder(DecoderConfig.tiny(vocab_size=8), rngs=nnx.Rngs(0))
   with pytest.raises(UserError, match="tokenizer has 14 ids, the model's embedding 8 rows"):
@@ -370,6 +410,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, tokenizer):
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e5, "factor": 8.0}}, "type 'dynamic' are not supp"),
     ({"attention_bias": True}, "missing: .*k_proj.bias"),
     ({"mlp_bias": True}, "mlp_bias = True is not supported"),
+    ({"is_causal": False}, "is_causal = False is not supported"),
+    ({"architectures": [["x"]]}, "architectures must be a list of names"),
+    ({"num_hidden_layers": 3_000_000}, "config.json has 3000000 layers, the files hold 21 tensors"),
     ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
     ({"quantization_config": {"bits": 4}}, "quantised weights"),
     ({"hidden_size": "24"}, "hidden_size = '24': must be a whole number above 0"),
@@ -410,6 +453,9 @@ def test_generator_configs_that_cannot_be_read(llama_copy, fields, message):
       "models.Dense.*not supported",
     ),
     ("modules.json", {"type": "Transformer"}, "must be a list"),
+    ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case = true is not supported"),
+    ("config_sentence_transformers.json", {"truncate_dim": "8"}, "truncate_dim = '8': must be"),
+    ("config_sentence_transformers.json", {"prompts": ["q"]}, "prompts must map names to texts"),
   ],
 )
 def test_encoder_directories_that_cannot_be_read(bert_copy, file, content, message):
@@ -442,7 +488,7 @@ def test_tensors_missing_unknown_or_misshapen_are_named(llama_copy):
 
 
 def test_directories_without_readable_weights(llama_copy, tmp_path):
-  with pytest.raises(UserError, match="no such file"):
+  with pytest.raises(UserError, match="no such directory"):
     load_generator(tmp_path / "nowhere")
   (llama_copy / "model.safetensors").rename(llama_copy / "elsewhere.safetensors")
   with pytest.raises(UserError, match=r"no model.safetensors and no model.safetensors.index.json"):

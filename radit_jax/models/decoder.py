@@ -57,6 +57,7 @@ class DecoderConfig:
     causal: a token sees earlier ones only; False for an encoder of this build (ModernBERT).
     layer_norm: norms take the mean away (ModernBERT).
     embedding_norm: embeddings are normalised, and the first layer's attention reads them as they are (ModernBERT).
+    fused: the files hold queries, keys and values in one tensor, and gate and up in another (Phi-3).
     source: files it was read from; None for a new model.
   """
 
@@ -87,6 +88,7 @@ class DecoderConfig:
   causal: bool = True
   layer_norm: bool = False
   embedding_norm: bool = False
+  fused: bool = False
   source: SourceFiles | None = dataclasses.field(default=None, repr=False)
 
   def __post_init__(self) -> None:

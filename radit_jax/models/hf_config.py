@@ -69,6 +69,8 @@ def _read(
     raise UserError(f"{file}: must be a JSON object")
   stated = raw.get("architectures")
   named = stated[0] if isinstance(stated, list) and stated else None
+  if not isinstance(named, str | None):
+    raise UserError(f"{file}: architectures must be a list of names")
   model_type = raw.get("model_type")
   supported = ", ".join(sorted(set(families.values())))
   family = families.get(model_type) if isinstance(model_type, str) else None
@@ -96,6 +98,8 @@ def _read(
   except Exception as e:  # its checks raise many kinds; all mean: a file it cannot use
     raise UserError(f"{file}: cannot be used ({' '.join(str(e).split())})") from e
   generation = file.parent / "generation_config.json"
+  if generation.exists():
+    files.read_json(generation)  # a damaged one is told now
   text = generation.read_text(encoding="utf-8") if generation.exists() else ""
   return file, config | {"model_type": model_type}, SourceFiles(file.read_text(encoding="utf-8"), text)
 
@@ -104,6 +108,7 @@ def _decoder(file: pathlib.Path, config: dict[str, Any], source: SourceFiles) ->
   kind = config["model_type"]
   _refuse_unless(file, config, "mlp_bias", False)
   _refuse_unless(file, config, "use_bidirectional_attention", False)
+  _refuse_unless(file, config, "is_causal", True)
   gemma = kind.startswith("gemma")
   if gemma:
     _refuse_unless(file, config, "attention_bias", False)
@@ -141,6 +146,7 @@ def _decoder(file: pathlib.Path, config: dict[str, Any], source: SourceFiles) ->
     attention_scale=None if scalar is None else _number(file, config, "query_pre_attn_scalar") ** -0.5,
     attention_soft_cap=config.get("attn_logit_softcapping"),
     logit_soft_cap=config.get("final_logit_softcapping"),
+    fused=kind == "phi3",
     source=source,
   )
 

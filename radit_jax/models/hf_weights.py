@@ -57,7 +57,6 @@ def places(body: Body) -> tuple[Place, ...]:
 
 def _decoder_places(body: Decoder, prefix: str) -> tuple[Place, ...]:
   config, layer = body.config, prefix + "layers.{}."
-  fused = config.source is not None and '"phi3"' in config.source.config
   q, kv, hidden = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.intermediate_size
 
   def kernel(name: str, file: str) -> Place:
@@ -70,7 +69,7 @@ def _decoder_places(body: Decoder, prefix: str) -> tuple[Place, ...]:
       for (name, size), end in zip(sizes.items(), ends, strict=True)
     ]
 
-  if fused:
+  if config.fused:
     kernels = [
       *parts("self_attn.qkv_proj", {"q": q, "k": kv, "v": kv}),
       *parts("mlp.gate_up_proj", {"gate": hidden, "up": hidden}),
@@ -177,6 +176,8 @@ def fill(
     UserError: tensors missing, unknown, misshapen, or of a type that is no float; dimensions the mesh does not divide.
   """
   found = places(body)
+  if body.config.num_layers > len(tensors):
+    raise UserError(f"{path}: config.json has {body.config.num_layers} layers, the files hold {len(tensors)} tensors")
   expected: dict[str, tuple[int, ...]] = {}
   for place in found:
     shape = _variable(body, place).shape

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from radit_jax.errors import UserError
 from radit_jax.files import read_json
 
-#: What is read besides weights: configuration, vocabularies, merges, chat templates. "*" spans directories here.
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+#: What is read besides weights: configuration, vocabularies, merges, chat templates, and the card and licence that
+#: exports name. "*" spans directories here.
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 

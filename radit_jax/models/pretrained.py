@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from jaxtyping import DTypeLike
 
 from radit_jax.config import EmbeddingOptions
 from radit_jax.errors import UserError
-from radit_jax.files import atomic_directory, fingerprint_directory
+from radit_jax.files import atomic_directory, fingerprint_directory, write_json
 from radit_jax.models import hf_config, hf_weights, safetensors_files, sentence_files
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder
@@ -29,10 +30,16 @@ if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
 
 HEAD = "lm_head.weight"
+_TOKENIZER_FILES = (
+  *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+  *("chat_template.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "vocab.json"),
+  "merges.txt",
+)
 #: Heads of other tasks beside a transformer whose names have a prefix: no encoder reads them.
 _HEADS_BESIDE = ("cls.", "lm_head.", "head.", "decoder.")
 
 __all__ = [
+  "check_vocabulary",
   "encoder_temperature",
   "fingerprint",
   "load_dual_encoder",
@@ -132,7 +139,12 @@ def load_encoder(
 def _tensors(root: pathlib.Path) -> dict[str, safetensors_files.StoredTensor]:
   """All tensors but the buffers that older versions of transformers saved: positions 0, 1, 2, ... and frequencies."""
   buffers = ("embeddings.position_ids", ".rotary_emb.inv_freq")
-  return {n: t for n, t in safetensors_files.read_directory(root).items() if not n.endswith(buffers)}
+  found = {n: t for n, t in safetensors_files.read_directory(root).items() if not n.endswith(buffers)}
+  # The first BERTs have the names of TensorFlow.
+  return {
+    n.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): t
+    for n, t in found.items()
+  }
 
 
 def _filled(
@@ -211,7 +223,34 @@ def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
   if backend is not None:
     backend.no_truncation()
     backend.no_padding()
+  tokenizer.radit_files = (root, _tokenizer_digest(tokenizer))  # for an export, which says what they say
   return tokenizer
+
+
+def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+  """What a tokenizer holds, as far as its files say it."""
+  backend = getattr(tokenizer, "backend_tokenizer", None)
+  content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+  parts = [content, str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
+  return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _write_tokenizer(directory: pathlib.Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+  """The files a tokenizer was loaded from, as they are; for one that is new or was changed, the library's own."""
+  root, digest = getattr(tokenizer, "radit_files", (None, None))
+  found = [root / name for name in _TOKENIZER_FILES if (root / name).is_file()] if root is not None else []
+  if found and digest == _tokenizer_digest(tokenizer):
+    for file in found:
+      shutil.copyfile(file, directory / file.name)
+    return
+  tokenizer.save_pretrained(directory)
+  # Version 5 of the library writes a class name and fields that version 4, which many servers have, does not know.
+  config = sentence_files.read_object(directory / "tokenizer_config.json")
+  if config.get("tokenizer_class") == "TokenizersBackend":
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+  write_json(
+    directory / "tokenizer_config.json", {k: v for k, v in config.items() if k not in ("is_local", "local_files_only")}
+  )
 
 
 def load_end_ids(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -251,7 +290,7 @@ def save_generator(
   Raises:
     UserError: the tokenizer has more ids than the embedding has rows.
   """
-  _check_vocabulary(tokenizer, generator.config.vocab_size, path)
+  check_vocabulary(tokenizer, generator.config.vocab_size, path)
   with atomic_directory(path) as d:
     _write_body(d, generator, tokenizer, dtype, beside)
 
@@ -283,7 +322,7 @@ def save_encoder(
     UserError: the tokenizer has more ids than the embedding has rows.
   """
   body = encoder.body
-  _check_vocabulary(tokenizer, body.config.vocab_size, path)
+  check_vocabulary(tokenizer, body.config.vocab_size, path)
   if score_temperature is None:
     score_temperature = default_temperature(normalize=encoder.config.normalize)
   with atomic_directory(path) as d:
@@ -308,7 +347,7 @@ def _write_body(
   """Weights, tokenizer and the `config.json` files of a transformer, and texts beside them."""
   tensors = hf_weights.named_tensors(body, dtype)
   safetensors_files.write_directory(directory, tensors)
-  tokenizer.save_pretrained(directory)
+  _write_tokenizer(directory, tokenizer)
   token_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
   hf_config.write(directory, body.config, dtype=next(iter(tensors.values())).dtype.name, token_ids=token_ids)
   for name, text in beside.items():
@@ -353,6 +392,16 @@ def passage_encoder_of(
   return sentence_files.passage_encoder_fingerprint(path) or fingerprint(path, options)
 
 
-def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, path: str | os.PathLike[str]) -> None:
-  if len(tokenizer) > vocab_size:
+def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, path: str | os.PathLike[str]) -> None:
+  """Refuses a tokenizer whose texts may yield ids that the embedding has no row for.
+
+  Control tokens may lie beyond it (Gemma 3's image token in its text models): no text yields them.
+
+  Raises:
+    UserError: naming both numbers.
+  """
+  if len(tokenizer) <= vocab_size:
+    return
+  control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+  if any(i >= vocab_size and i not in control for i in tokenizer.get_vocab().values()):
     raise UserError(f"{path}: the tokenizer has {len(tokenizer)} ids, the model's embedding {vocab_size} rows")

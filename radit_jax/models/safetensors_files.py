@@ -154,8 +154,11 @@ def read_directory(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
   if (root / SINGLE).exists():
     return read_header(root / SINGLE)
   if not (root / INDEX).exists():
-    if (root / "pytorch_model.bin").exists():
-      raise UserError(f"{root}: only pytorch_model.bin, a pickle, which is never read; save it again as safetensors")
+    if any((root / name).exists() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+      raise UserError(
+        f"{root}: only pytorch_model.bin, a pickle, which is never read; `radit convert {root} --out DIR` makes a "
+        "directory with safetensors of it"
+      )
     raise UserError(f"{root}: no {SINGLE} and no {INDEX}")
   index = read_json(root / INDEX)
   weight_map = index.get("weight_map") if isinstance(index, dict) else None

@@ -39,8 +39,12 @@ def read_embedding_config(
   """
   stated = _radit(root)
   pooling, normalize = _read_pooling(root, stated, options)
-  prompts = _read_prompts(root)
-  model = model_directory(root)
+  file, model = root / PROMPTS, model_directory(root)
+  sentence = read_object(file) if file.exists() else {}
+  prompts = _read_prompts(sentence, file)
+  truncate = sentence.get("truncate_dim")
+  if truncate is not None and (type(truncate) is not int or truncate < 1):
+    raise UserError(f"{file}: truncate_dim = {truncate!r}: must be a whole number above 0")
 
   def chosen(name: str, of_files: Any) -> Any:
     return next((v for v in (getattr(options, name), stated.get(name)) if v is not None), of_files)
@@ -54,7 +58,7 @@ def read_embedding_config(
     max_tokens=max_tokens,
     query_prompt=chosen("query_prompt", prompts[0]),
     passage_prompt=chosen("passage_prompt", prompts[1]),
-    dimensions=chosen("dimensions", None),
+    dimensions=chosen("dimensions", truncate),
   )
 
 
@@ -89,29 +93,29 @@ def _read_pooling(root: pathlib.Path, stated: dict[str, Any], options: Embedding
   return found["pooling"], found["normalize"]
 
 
-def _read_prompts(root: pathlib.Path) -> tuple[str, str]:
-  """Prompts of questions and of passages, as sentence-transformers chooses them by name."""
-  file = root / PROMPTS
-  if not file.exists():
-    return "", ""
-  config = read_object(file)
-  prompts = config.get("prompts") or {}
+def _read_prompts(stated: dict[str, Any], file: pathlib.Path) -> tuple[str, str]:
+  """Prompts of questions and of passages, by the names under which sentence-transformers looks for them."""
+  prompts = stated.get("prompts") or {}
   if not isinstance(prompts, dict) or not all(isinstance(v, str | None) for v in prompts.values()):
     raise UserError(f"{file}: prompts must map names to texts")
-  default = prompts.get(config.get("default_prompt_name") or "") or ""
-  return tuple(
-    next((prompts[name] or "" for name in names if name in prompts), default)
+  query, passage = (
+    next((prompts[name] or "" for name in names if name in prompts), "")
     for names in (("query",), ("document", "passage", "corpus"))
-  )  # type: ignore[return-value]
+  )
+  return query, passage
 
 
 def _read_max_tokens(model: pathlib.Path) -> int:
-  """Longest text: sentence_bert_config.json, else the tokenizer's own limit."""
-  for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-    if (model / name).exists():
-      stated = read_object(model / name).get(key)
-      if isinstance(stated, int | float) and stated > 0:  # no limit is written as the float 1e30
-        return int(min(stated, 2**31))
+  """Longest text: sentence_bert_config.json (or its older names), else the tokenizer's own limit."""
+  for file in [*sorted(model.glob("sentence_*_config.json")), model / "tokenizer_config.json"]:
+    if not file.exists():
+      continue
+    values = read_object(file)
+    if file.name != "tokenizer_config.json" and values.get("do_lower_case"):
+      raise UserError(f"{file}: do_lower_case = true is not supported; a tokenizer that lowers its text is")
+    stated = values.get("model_max_length" if file.name == "tokenizer_config.json" else "max_seq_length")
+    if isinstance(stated, int | float) and stated > 0:  # no limit is written as the float 1e30
+      return int(min(stated, 2**31))
   return 2**31
 
 

@@ -44,7 +44,7 @@ def generator_recipe(
     "examples": len(retrieved),
     "base": _base(config.generator, str(inputs["generator"])),
     "inputs": inputs,
-    "options": runs.flatten(runs.recipe(config, inputs=inputs)["options"]),
+    "options": _options(config, inputs),
     "figures": dict(figures),
     "radit_jax": radit_jax.__version__,
   }
@@ -62,7 +62,7 @@ def encoder_recipe(
     "examples": len(retrieved),
     "base": _base(config.encoder, str(inputs["encoder"])),
     "inputs": inputs,
-    "options": runs.flatten(runs.recipe(config, inputs=inputs)["options"]),
+    "options": _options(config, inputs),
     "figures": dict(figures),
     "radit_jax": radit_jax.__version__,
   }
@@ -115,8 +115,9 @@ def _card(
 ) -> str:
   base = recipe["base"]
   head = [f"library_name: {library}", f"tags: [{', '.join(['ra-dit', 'retrieval-augmented-generation', *tags])}]"]
-  head += [f"license: {base['licence']}"] * (base["licence"] != NOT_STATED)
+  head += [f"{key}: {json.dumps(value)}" for key, value in base["licence"].items()]  # JSON is YAML, and quotes "no"
   head += [f"base_model: {base['name']}"] * base["on_hub"]
+  licence = " ".join(base["licence"].values()) or NOT_STATED
   rows = [f"| {name} | {value} |" for name, value in recipe["figures"].items()]
   options = [f"| {name} | {value} |" for name, value in recipe["options"].items() if value is not None]
   hashes = [f"| {name} | `{value}` |" for name, value in recipe["inputs"].items()]
@@ -141,7 +142,7 @@ def _card(
       "",
       "## Licences",
       "",
-      f"Base model: {base['licence']}. Training data: {data_licence}. The tuned weights are bound by both.",
+      f"Base model: {licence}. Training data: {data_licence}. The tuned weights are bound by both.",
       "",
       "## How it was made",
       "",
@@ -153,34 +154,49 @@ def _card(
   )
 
 
+def _options(config: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+  """All options but paths; a prompt's own template stands in the recipe's prompt."""
+  options = runs.flatten(runs.recipe(config, inputs=inputs)["options"])
+  if options.get("prompt.style") not in (None, "plain", "chat"):
+    options["prompt.style"] = "file"
+  return options
+
+
 def _base(path: str, fingerprint: str) -> dict[str, Any]:
   """The model a tuning started from: its name without directories, licence, and the type of its weights."""
   root = local_directory(path)
   on_hub = not pathlib.Path(path).is_dir()
   return {
-    "name": path if on_hub else root.resolve().name,
+    "name": path.partition("@")[0] if on_hub else root.resolve().name,
     "on_hub": on_hub,
     "fingerprint": fingerprint,
     "licence": licence_of(root),
   }
 
 
-def licence_of(root: pathlib.Path) -> str:
-  """The licence that the head of a model card names.
+def licence_of(root: pathlib.Path) -> dict[str, str]:
+  """What the head of a model card says of the licence: `license`, and name and link of one that has no usual name.
 
   Example:
     >>> import tempfile
     >>> d = pathlib.Path(tempfile.mkdtemp())
     >>> _ = (d / "README.md").write_text("---\\nlicense: apache-2.0\\n---\\n# A model")
     >>> licence_of(d), licence_of(d.parent)
-    ('apache-2.0', 'not stated')
+    ({'license': 'apache-2.0'}, {})
   """
+  import yaml
+
   file = root / CARD
-  if not file.is_file():
-    return NOT_STATED
-  head = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-  found = re.search(r"^license:\s*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
-  return found[1] if found else NOT_STATED
+  text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+  head = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
+  try:
+    said = yaml.safe_load(head[1]) if head else {}
+  except yaml.YAMLError:
+    said = {}
+  said = said if isinstance(said, dict) else {}
+  if isinstance(said.get("license"), list):
+    said["license"] = ", ".join(map(str, said["license"]))
+  return {key: said[key] for key in ("license", "license_name", "license_link") if isinstance(said.get(key), str)}
 
 
 def read_recipe(directory: pathlib.Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def export(config: ExportConfig, *, progress: Progress = silent) -> ExportResult
     for number, (name, workdir) in enumerate(tuned.items(), 1):
       (_generator if name == "generator" else _encoder)(config, workdir / name, d / name, table)
       if (workdir / "adapter").is_dir():
-        shutil.copytree(workdir / "adapter", d / name / "adapter")
+        _adapter(workdir / "adapter", d / name / "adapter", cards.read_recipe(workdir / name)["base"]["name"])
       progress("export", number, len(tuned), "models")
   return ExportResult(tuple(str(out / name) for name in tuned))
 
@@ -101,6 +101,13 @@ def _encoder(config: ExportConfig, source: pathlib.Path, target: pathlib.Path, t
     dtype=None if config.dtype == "keep" else config.dtype,
     beside={cards.CARD: cards.encoder_card(recipe, table, config.data_licence)},
   )
+
+
+def _adapter(source: pathlib.Path, target: pathlib.Path, base: str) -> None:
+  """A copy whose base is named, not found by a path of this machine."""
+  shutil.copytree(source, target)
+  file = target / "adapter_config.json"
+  files.write_json(file, files.read_json(file) | {"base_model_name_or_path": base})
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -13,7 +13,14 @@ from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
-from radit_jax.models.pretrained import fingerprint, load_end_ids, load_generator, load_tokenizer, save_generator
+from radit_jax.models.pretrained import (
+  check_vocabulary,
+  fingerprint,
+  load_end_ids,
+  load_generator,
+  load_tokenizer,
+  save_generator,
+)
 from radit_jax.progress import Progress, silent
 from radit_jax.training.loop import Batch
 from radit_jax.training.step import ralt_objective
@@ -93,6 +100,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
   load = functools.partial(load_generator, config.generator, dtype=config.dtype, remat=config.remat)
   generator = tuning.load_for_tuning(load, config.lora, mesh=mesh, seed=config.loop.seed)
   prompt.check_positions(generator.config.max_positions)
+  check_vocabulary(tokenizer, generator.config.vocab_size, config.generator)
   loop, k, with_passages = config.loop, config.k, config.method == "ralt"
   if not with_passages:
     k = 1

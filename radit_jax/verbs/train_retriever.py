@@ -12,6 +12,7 @@ from radit_jax.data.examples import RetrievedStore, ScoreStore
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import (
+  check_vocabulary,
   encoder_temperature,
   fingerprint,
   load_encoder,
@@ -104,6 +105,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   load = functools.partial(load_encoder, config.encoder, remat=config.remat, options=config.embedding)
   encoder = tuning.load_for_tuning(load, config.lora, mesh=mesh, seed=config.loop.seed)
   tokenizer = load_tokenizer(config.encoder)
+  check_vocabulary(tokenizer, encoder.body.config.vocab_size, config.encoder)
   temperature = encoder_temperature(config.encoder, config.embedding)
   max_tokens, prompt = encoder.config.max_tokens, encoder.config.query_prompt
   loop = config.loop

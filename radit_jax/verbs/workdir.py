@@ -24,7 +24,7 @@ from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
-from radit_jax.models.pretrained import load_encoder, load_generator, load_tokenizer
+from radit_jax.models.pretrained import check_vocabulary, load_encoder, load_generator, load_tokenizer
 from radit_jax.progress import Progress
 from radit_jax.sharding import make_mesh
 from radit_jax.verbs import tuning
@@ -138,14 +138,14 @@ class Workdir:
     for options in (c.generator_tuning, c.retriever_tuning):
       tuning.check_batch(options.loop, mesh)
     for path in dict.fromkeys((c.generator, *([] if c.teacher in ("base", "tuned") else [c.teacher]))):
-      load_tokenizer(path)
       generator = load_generator(path, mesh=mesh, abstract=True).config
+      check_vocabulary(load_tokenizer(path), generator.vocab_size, path)
       prompt.check_positions(generator.max_positions)
       if path == c.generator:
         tuning.check_lora(generator, c.generator_tuning.lora)
     for path in dict.fromkeys((c.encoder, c.passage_encoder or c.encoder)):
-      load_tokenizer(path)
       encoder = load_encoder(path, mesh=mesh, options=c.embedding, abstract=True)
+      check_vocabulary(load_tokenizer(path), encoder.body.config.vocab_size, path)
       if path == c.encoder:
         tuning.check_lora(encoder.body.config, c.retriever_tuning.lora)
 
