@@ -21,6 +21,7 @@ FLOORS = {
   "config": 0,
   "errors": 0,
   "files": 0,
+  "lazy": 0,
   "process": 0,
   "progress": 0,
   "runs": 0,

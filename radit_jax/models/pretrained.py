@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from jaxtyping import DTypeLike
 
 from radit_jax.config import EmbeddingOptions
 from radit_jax.errors import UserError
-from radit_jax.files import atomic_directory, fingerprint_directory, write_json
+from radit_jax.files import atomic_directory, fingerprint_directory
 from radit_jax.models import hf_config, hf_weights, safetensors_files, sentence_files
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder
@@ -25,16 +24,12 @@ from radit_jax.models.dual_encoder import DualEncoder, default_temperature
 from radit_jax.models.encoder import TextEncoder
 from radit_jax.models.hub import local_directory
 from radit_jax.models.sentence_files import encoder_temperature
+from radit_jax.models.tokenizer_files import check_vocabulary, load_end_ids, load_tokenizer, write_tokenizer
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
 
 HEAD = "lm_head.weight"
-_TOKENIZER_FILES = (
-  *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-  *("chat_template.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "vocab.json"),
-  "merges.txt",
-)
 #: Heads of other tasks beside a transformer whose names have a prefix: no encoder reads them.
 _HEADS_BESIDE = ("cls.", "lm_head.", "head.", "decoder.")
 
@@ -198,78 +193,6 @@ def load_dual_encoder(
   return DualEncoder(query, passage, encoder_temperature(query_path, options))
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
-  """Loads a tokenizer from a local directory; no code of the directory is run, and nothing is downloaded.
-
-  Truncation and padding stored in the files are switched off: lengths are the caller's business, and MiniLM's files
-  would cut at 128 tokens what the model takes 256 of.
-
-  Raises:
-    UserError: no tokenizer in the directory, or one that cannot be read.
-  """
-  root = sentence_files.model_directory(path)
-  known = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tokenizer_config.json")
-  if not any((root / name).exists() for name in known):
-    raise UserError(f"{root}: no tokenizer (none of {', '.join(known)})")
-  from transformers import AutoTokenizer
-
-  try:
-    tokenizer = AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=False)
-  except (
-    Exception
-  ) as e:  # the library raises many kinds, tokenizers even a bare Exception; all mean: files it cannot use
-    raise UserError(f"{root}: tokenizer cannot be loaded ({str(e).strip().splitlines()[0] if str(e) else e!r})") from e
-  backend = getattr(tokenizer, "backend_tokenizer", None)
-  if backend is not None:
-    backend.no_truncation()
-    backend.no_padding()
-  tokenizer.radit_files = (root, _tokenizer_digest(tokenizer))  # for an export, which says what they say
-  return tokenizer
-
-
-def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-  """What a tokenizer holds, as far as its files say it."""
-  backend = getattr(tokenizer, "backend_tokenizer", None)
-  content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-  parts = [content, str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
-  return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _write_tokenizer(directory: pathlib.Path, tokenizer: "PreTrainedTokenizerBase") -> None:
-  """The files a tokenizer was loaded from, as they are; for one that is new or was changed, the library's own."""
-  root, digest = getattr(tokenizer, "radit_files", (None, None))
-  found = [root / name for name in _TOKENIZER_FILES if (root / name).is_file()] if root is not None else []
-  if found and digest == _tokenizer_digest(tokenizer):
-    for file in found:
-      shutil.copyfile(file, directory / file.name)
-    return
-  tokenizer.save_pretrained(directory)
-  # Version 5 of the library writes a class name and fields that version 4, which many servers have, does not know.
-  config = sentence_files.read_object(directory / "tokenizer_config.json")
-  if config.get("tokenizer_class") == "TokenizersBackend":
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-  write_json(
-    directory / "tokenizer_config.json", {k: v for k, v in config.items() if k not in ("is_local", "local_files_only")}
-  )
-
-
-def load_end_ids(path: str | os.PathLike[str]) -> tuple[int, ...]:
-  """Every token id that ends a model's answers, by its `generation_config.json`, else its `config.json`.
-
-  Raises:
-    UserError: a file whose eos_token_id is neither a whole number nor a list of them.
-  """
-  root = local_directory(path)
-  for file in (root / "generation_config.json", root / "config.json"):
-    value = sentence_files.read_object(file).get("eos_token_id") if file.exists() else None
-    if value is not None:
-      ids = value if isinstance(value, list) else [value]
-      if not all(type(i) is int and i >= 0 for i in ids):
-        raise UserError(f"{file}: eos_token_id = {value!r}: must be a token id or a list of them")
-      return tuple(ids)
-  return ()
-
-
 def save_generator(
   generator: Decoder,
   tokenizer: "PreTrainedTokenizerBase",
@@ -347,7 +270,7 @@ def _write_body(
   """Weights, tokenizer and the `config.json` files of a transformer, and texts beside them."""
   tensors = hf_weights.named_tensors(body, dtype)
   safetensors_files.write_directory(directory, tensors)
-  _write_tokenizer(directory, tokenizer)
+  write_tokenizer(directory, tokenizer)
   token_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
   hf_config.write(directory, body.config, dtype=next(iter(tensors.values())).dtype.name, token_ids=token_ids)
   for name, text in beside.items():
@@ -390,18 +313,3 @@ def passage_encoder_of(
   if passage_path is not None:
     return fingerprint(passage_path, options)
   return sentence_files.passage_encoder_fingerprint(path) or fingerprint(path, options)
-
-
-def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, path: str | os.PathLike[str]) -> None:
-  """Refuses a tokenizer whose texts may yield ids that the embedding has no row for.
-
-  Control tokens may lie beyond it (Gemma 3's image token in its text models): no text yields them.
-
-  Raises:
-    UserError: naming both numbers.
-  """
-  if len(tokenizer) <= vocab_size:
-    return
-  control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-  if any(i >= vocab_size and i not in control for i in tokenizer.get_vocab().values()):
-    raise UserError(f"{path}: the tokenizer has {len(tokenizer)} ids, the model's embedding {vocab_size} rows")
