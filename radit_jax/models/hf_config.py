@@ -122,11 +122,7 @@ def _decoder(file: pathlib.Path, config: dict[str, Any], source: SourceFiles) ->
   if rotary.scaling == "longrope":
     max_positions = rotary.original_max_positions
   return DecoderConfig(
-    vocab_size=_whole(file, config, "vocab_size"),
-    hidden_size=hidden_size,
-    intermediate_size=_whole(file, config, "intermediate_size"),
-    num_layers=_whole(file, config, "num_hidden_layers"),
-    num_heads=num_heads,
+    **_sizes(file, config),
     num_kv_heads=_whole(file, config, "num_key_value_heads", num_heads),
     head_dim=head_dim,
     rotary=rotary,
@@ -158,11 +154,7 @@ def _modernbert(file: pathlib.Path, config: dict[str, Any], source: SourceFiles)
   layers, _ = _windows(file, config | {"sliding_window": 1})
   rotary, window_rotary = _rotaries(file, config)
   return DecoderConfig(
-    vocab_size=_whole(file, config, "vocab_size"),
-    hidden_size=hidden_size,
-    intermediate_size=_whole(file, config, "intermediate_size"),
-    num_layers=_whole(file, config, "num_hidden_layers"),
-    num_heads=num_heads,
+    **_sizes(file, config),
     num_kv_heads=num_heads,
     head_dim=hidden_size // num_heads,
     rotary=rotary,
@@ -190,17 +182,24 @@ def _bert(file: pathlib.Path, config: dict[str, Any], source: SourceFiles) -> Be
   if roberta and (type(padding) is not int or padding < 0):
     raise UserError(f"{file}: pad_token_id = {padding!r}: positions are counted from it, so it must be a whole number")
   return BertConfig(
-    vocab_size=_whole(file, config, "vocab_size"),
-    hidden_size=_whole(file, config, "hidden_size"),
-    num_layers=_whole(file, config, "num_hidden_layers"),
-    num_heads=_whole(file, config, "num_attention_heads"),
-    intermediate_size=_whole(file, config, "intermediate_size"),
+    **_sizes(file, config),
     max_positions=_whole(file, config, "max_position_embeddings"),
     type_vocab_size=_whole(file, config, "type_vocab_size"),
     layer_norm_eps=_number(file, config, "layer_norm_eps", 1e-12),
     padding_position=padding if roberta else None,
     source=source,
   )
+
+
+def _sizes(file: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
+  """What every transformer has."""
+  return {
+    "vocab_size": _whole(file, config, "vocab_size"),
+    "hidden_size": _whole(file, config, "hidden_size"),
+    "intermediate_size": _whole(file, config, "intermediate_size"),
+    "num_layers": _whole(file, config, "num_hidden_layers"),
+    "num_heads": _whole(file, config, "num_attention_heads"),
+  }
 
 
 def _windows(file: pathlib.Path, config: dict[str, Any]) -> tuple[tuple[bool, ...], int | None]:

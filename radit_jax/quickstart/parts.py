@@ -1,5 +1,6 @@
 """The quickstart's "pre-trained" parts, as data and numbers: tokenizers, shapes, and the batches they learn from."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -125,17 +126,7 @@ def encoder_tokenizer(world: World) -> Any:
 
 def generator_config(vocab_size: int) -> DecoderConfig:
   """Two layers of width 128."""
-  return DecoderConfig(
-    vocab_size=vocab_size,
-    hidden_size=128,
-    intermediate_size=256,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    tie_word_embeddings=True,
-    max_positions=1024,
-  )
+  return dataclasses.replace(DecoderConfig.tiny(vocab_size), intermediate_size=256)
 
 
 def encoder_config(vocab_size: int) -> BertConfig:
