@@ -68,7 +68,7 @@ class DecoderConfig:
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  rotary: Rotary = Rotary()  # noqa: RUF009 -- a frozen value
+  rotary: Rotary = Rotary()
   rms_norm_eps: float = 1e-5
   tie_word_embeddings: bool = False
   max_positions: int = 2048

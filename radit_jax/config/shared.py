@@ -1,0 +1,216 @@
+"""Options that several verbs share, and the checks that every configuration makes of itself."""
+
+import dataclasses
+import typing
+from typing import Literal
+
+from radit_jax.errors import UserError
+
+CorpusFormat = Literal["jsonl", "squad"]
+QuestionFormat = Literal["jsonl", "squad"]
+OnError = Literal["strict", "skip"]
+Backend = Literal["scann", "exact"]
+Verify = Literal["full", "sizes"]
+LossName = Literal["lsr", "contrastive"]
+Method = Literal["ralt", "it"]
+TargetScore = Literal["prob", "token_prob", "log_prob", "token_log_prob"]
+Direction = Literal["retriever_to_lm", "lm_to_retriever"]
+Dtype = Literal["float32", "bfloat16"]
+LoraBase = Literal["float", "int8", "nf4"]
+EvaluationMode = Literal["retrieval", "closed_book", "gold"]
+Pooling = Literal["cls", "mean", "last"]
+
+
+def at_least(config: object, name: str, low: float) -> None:
+  value = getattr(config, name)
+  if value is not None and not value >= low:
+    raise UserError(f"{type(config).__name__}.{name} = {value}: must be at least {low}")
+
+
+def above(config: object, name: str, low: float) -> None:
+  value = getattr(config, name)
+  if not value > low:
+    raise UserError(f"{type(config).__name__}.{name} = {value}: must be greater than {low}")
+
+
+def one_of(config: object, name: str, allowed: object) -> None:
+  """A check for library callers: the command line's parser has already refused anything else."""
+  choices = typing.get_args(allowed)
+  value = getattr(config, name)
+  if value not in choices:
+    raise UserError(f"{type(config).__name__}.{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """How an example and a passage become tokens.
+
+  Attributes:
+    style: "plain" (the paper's), "chat" (the tokenizer's own template), or the path of a text file that holds
+      {passage}, {question}, {answer} and maybe {title}.
+    max_tokens: longest row, prompt and answer together.
+    max_passage_tokens: a passage block is cut to this many tokens, whatever the question is.
+    max_answer_tokens: longest answer trained on or generated; a longer gold answer is an error, never cut.
+  """
+
+  style: str = "plain"
+  max_tokens: int = 512
+  max_passage_tokens: int = 256
+  max_answer_tokens: int = 64
+
+  def __post_init__(self) -> None:
+    at_least(self, "max_tokens", 8)
+    at_least(self, "max_passage_tokens", 1)
+    at_least(self, "max_answer_tokens", 1)
+    if self.max_passage_tokens + self.max_answer_tokens >= self.max_tokens:
+      raise UserError(
+        f"PromptConfig: max_passage_tokens {self.max_passage_tokens} + max_answer_tokens {self.max_answer_tokens} "
+        f"leave no room for a question in max_tokens {self.max_tokens}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each mesh axis; -1 for data means all that are left.
+
+  Attributes:
+    data: copies of the model, each with its own rows.
+    fsdp: devices one copy's parameters and rows are spread over.
+    tensor: devices one layer's heads and hidden units are spread over.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self) -> None:
+    if self.data != -1:
+      at_least(self, "data", 1)
+    at_least(self, "fsdp", 1)
+    at_least(self, "tensor", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with linear warm-up, then cosine from peak_lr to floor_lr. Defaults are the paper's for generator tuning.
+
+  Attributes:
+    peak_lr: learning rate after the warm-up.
+    floor_lr: learning rate of the last step.
+    warmup_steps: steps from 0 to peak_lr; shortened to the run's steps where it is longer.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    weight_decay: decoupled; applied to matrices, not to norms and biases.
+    max_grad_norm: gradients are scaled down to this global norm.
+  """
+
+  peak_lr: float = 1e-5
+  floor_lr: float = 1e-7
+  warmup_steps: int = 200
+  b1: float = 0.9
+  b2: float = 0.95
+  weight_decay: float = 0.1
+  max_grad_norm: float = 1.0
+
+  def __post_init__(self) -> None:
+    above(self, "peak_lr", 0)
+    at_least(self, "floor_lr", 0)
+    at_least(self, "warmup_steps", 0)
+    at_least(self, "weight_decay", 0)
+    above(self, "max_grad_norm", 0)
+    if self.floor_lr > self.peak_lr:
+      raise UserError(f"OptimizerConfig: floor_lr {self.floor_lr} is above peak_lr {self.peak_lr}")
+    for name in ("b1", "b2"):
+      if not 0 <= getattr(self, name) < 1:
+        raise UserError(f"OptimizerConfig.{name} = {getattr(self, name)}: must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Trains a correction of low rank beside each kernel instead of the model itself: `W + (alpha / rank) A B`.
+
+  Attributes:
+    rank: columns of A and rows of B; 0 tunes the whole model.
+    alpha: strength of the correction, which is alpha / rank.
+    targets: kernels to correct, by short name (q k v o gate up down, where the model has them); none given means all.
+    base: how the frozen model is held: "float" as its files have it, "int8" or "nf4" to save memory (QLoRA).
+  """
+
+  rank: int = 0
+  alpha: float = 16.0
+  targets: tuple[str, ...] = ()
+  base: LoraBase = "float"
+
+  def __post_init__(self) -> None:
+    at_least(self, "rank", 0)
+    above(self, "alpha", 0)
+    one_of(self, "base", LoraBase)
+    if not self.rank and (self.targets or self.base != "float"):
+      raise UserError("LoraConfig: targets and base say nothing with rank 0, which tunes the whole model; set rank")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """How long to train, and what to keep.
+
+  Attributes:
+    steps: optimizer steps; None takes `epochs`.
+    epochs: passes over the data, used when steps is None.
+    batch_size: examples per step, over all devices.
+    accumulate: a step's examples go through the model in so many microbatches one after another, in less memory; their
+      gradients are summed and divided once.
+    seed: order of the examples and draw of the prompt markers.
+    log_every: steps between lines of metrics.jsonl.
+    evaluate_every: steps between dev losses and checkpoints; the best one is exported.
+    patience: stop after this many dev losses without a new best; None never stops early.
+    keep: checkpoints kept beside the best one.
+    max_nonfinite_steps: a non-finite step changes nothing; the run stops after this many of them.
+  """
+
+  steps: int | None = None
+  epochs: float = 1.0
+  batch_size: int = 64
+  accumulate: int = 1
+  seed: int = 0
+  log_every: int = 10
+  evaluate_every: int = 100
+  patience: int | None = None
+  keep: int = 1
+  max_nonfinite_steps: int = 3
+
+  def __post_init__(self) -> None:
+    at_least(self, "steps", 1)
+    above(self, "epochs", 0)
+    for name in ("batch_size", "accumulate", "log_every", "evaluate_every", "patience", "keep", "max_nonfinite_steps"):
+      at_least(self, name, 1)
+    at_least(self, "seed", 0)
+    if self.batch_size % self.accumulate:
+      raise UserError(
+        f"LoopConfig: batch_size {self.batch_size} does not split into accumulate {self.accumulate} microbatches of "
+        f"one size; batch_size {-(-self.batch_size // self.accumulate) * self.accumulate} would"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingOptions:
+  """How an encoder's hidden states become a vector, where its files leave it open.
+
+  Attributes:
+    pooling: hidden state of the first token ("cls") or of the last one ("last"), or the mean over all.
+    normalize: vectors are scaled to length 1.
+    max_tokens: longer texts are cut.
+    query_prompt: put in front of every question, such as "query: ".
+    passage_prompt: put in front of every passage.
+    dimensions: only so many first values of each vector are kept (Matryoshka).
+  """
+
+  pooling: Pooling | None = None
+  normalize: bool | None = None
+  max_tokens: int | None = None
+  query_prompt: str | None = None
+  passage_prompt: str | None = None
+  dimensions: int | None = None
+
+  def __post_init__(self) -> None:
+    at_least(self, "max_tokens", 1)
+    at_least(self, "dimensions", 1)

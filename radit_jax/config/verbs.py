@@ -1,0 +1,429 @@
+"""Options of the verbs: one class per verb of the command line."""
+
+import dataclasses
+from typing import Literal
+
+from radit_jax.config.shared import (
+  Backend,
+  CorpusFormat,
+  Direction,
+  Dtype,
+  EmbeddingOptions,
+  EvaluationMode,
+  LoopConfig,
+  LoraConfig,
+  LossName,
+  MeshConfig,
+  Method,
+  OnError,
+  OptimizerConfig,
+  PromptConfig,
+  QuestionFormat,
+  TargetScore,
+  Verify,
+  above,
+  at_least,
+  one_of,
+)
+from radit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+  """Reads a corpus and questions; writes the passage store and the split, which later runs keep.
+
+  Attributes:
+    workdir: directory the stores are written into.
+    corpus: file of documents.
+    questions: file of questions with answers.
+    corpus_format: format of the corpus file.
+    questions_format: format of the question file.
+    max_passage_words: a document longer than this is split into passages of at most this many words.
+    split_by: what must not be shared between the splits: "auto" (the question's `group` field, else its gold
+      document's title, else its id) or the name of a metadata field.
+    dev_fraction: share of the groups held out to pick checkpoints.
+    test_fraction: share of the groups held out for the table.
+    seed: draw of the split.
+    on_error: "strict" stops at the first bad line, "skip" counts and leaves out bad lines.
+  """
+
+  workdir: str
+  corpus: str
+  questions: str
+  corpus_format: CorpusFormat = "jsonl"
+  questions_format: QuestionFormat = "jsonl"
+  max_passage_words: int = 100
+  split_by: str = "auto"
+  dev_fraction: float = 0.1
+  test_fraction: float = 0.2
+  seed: int = 0
+  on_error: OnError = "strict"
+
+  def __post_init__(self) -> None:
+    at_least(self, "max_passage_words", 10)
+    for name in ("dev_fraction", "test_fraction"):
+      if not 0 < getattr(self, name) < 1:
+        raise UserError(f"PrepareConfig.{name} = {getattr(self, name)}: must be between 0 and 1")
+    if self.dev_fraction + self.test_fraction >= 1:
+      raise UserError(
+        f"PrepareConfig: dev_fraction {self.dev_fraction} + test_fraction {self.test_fraction} leave no training data"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexConfig:
+  """Embeds the passage store with the passage encoder and builds the search index.
+
+  Attributes:
+    passages: passage store made by `prepare`.
+    encoder: Hugging Face directory of the passage encoder.
+    embeddings: directory the embedding shards are written into.
+    index: directory the index is written into.
+    backend: "scann", or "exact" (the oracle, and the path where ScaNN has no wheel).
+    batch_size: passages per encoder call.
+    embedding: pooling, prompts and limits that the encoder's files do not say.
+    mesh: devices.
+  """
+
+  passages: str
+  encoder: str
+  embeddings: str
+  index: str
+  backend: Backend = "scann"
+  batch_size: int = 64
+  embedding: EmbeddingOptions = EmbeddingOptions()
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    at_least(self, "batch_size", 1)
+    one_of(self, "backend", Backend)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieveConfig:
+  """Finds the top-k passages of every question of a split, and stores them.
+
+  Attributes:
+    questions: split file made by `prepare`.
+    passages: passage store.
+    index: index made by `index`.
+    encoder: Hugging Face directory of the query encoder.
+    passage_encoder: directory of its passage encoder, if that is another one and the query encoder does not name it.
+    out: directory of the retrieved-example store.
+    k: passages per question.
+    limit: at most this many questions, drawn by seed; None for all.
+    verify: "full" checks the index's hashes, "sizes" its sizes.
+    batch_size: questions per encoder call.
+    seed: draw of the limited questions.
+    embedding: pooling, prompts and limits that the encoder's files do not say.
+    mesh: devices.
+  """
+
+  questions: str
+  passages: str
+  index: str
+  encoder: str
+  out: str
+  passage_encoder: str | None = None
+  k: int = 10
+  limit: int | None = None
+  verify: Verify = "full"
+  batch_size: int = 64
+  seed: int = 0
+  embedding: EmbeddingOptions = EmbeddingOptions()
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    at_least(self, "k", 1)
+    at_least(self, "limit", 1)
+    at_least(self, "batch_size", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  """Computes the LSR teacher: log p(y | c_j ∘ x) of every retrieved passage under a frozen generator.
+
+  Attributes:
+    generator: Hugging Face directory of the teacher (the paper's is the base generator).
+    retrieved: retrieved-example store.
+    passages: passage store.
+    out: directory of the score store.
+    k: passages scored per question, the best ones first.
+    prompt: how rows are rendered.
+    batch_size: questions per step.
+    pack_tokens: length of rows that hold several prompts each; None gives every prompt a row of its own.
+    dtype: the generator's computation type.
+    mesh: devices.
+  """
+
+  generator: str
+  retrieved: str
+  passages: str
+  out: str
+  k: int = 10
+  prompt: PromptConfig = PromptConfig()
+  batch_size: int = 16
+  pack_tokens: int | None = None
+  dtype: Dtype = "float32"
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    at_least(self, "k", 1)
+    at_least(self, "batch_size", 1)
+    at_least(self, "pack_tokens", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainGeneratorConfig:
+  """Tunes the generator: RALT (eq. 3), or plain instruction tuning on the same examples without passages.
+
+  Attributes:
+    workdir: directory of this run; the tuned generator is written to `generator/` in it.
+    generator: Hugging Face directory to start from.
+    retrieved: retrieved-example store to train on.
+    dev_retrieved: retrieved-example store the best checkpoint is picked on.
+    passages: passage store.
+    method: "ralt" or "it".
+    k: passages per example (the paper's k̃).
+    prompt: how rows are rendered.
+    pack_tokens: length of rows that hold several prompts each; None gives every prompt a row of its own.
+    optimizer: learning rates.
+    loop: steps, batch and checkpoints.
+    dtype: the generator's computation type; what is trained and its moments stay float32.
+    lora: train small corrections of a frozen model, also written to `adapter/`, instead of the model itself.
+    remat: the backward pass computes each layer again in place of keeping what it needs: slower, in less memory.
+    mesh: devices.
+  """
+
+  workdir: str
+  generator: str
+  retrieved: str
+  dev_retrieved: str
+  passages: str
+  method: Method = "ralt"
+  k: int = 3
+  prompt: PromptConfig = PromptConfig()
+  pack_tokens: int | None = None
+  optimizer: OptimizerConfig = OptimizerConfig()
+  loop: LoopConfig = LoopConfig(steps=500)
+  dtype: Dtype = "float32"
+  lora: LoraConfig = LoraConfig()
+  remat: bool = False
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    at_least(self, "k", 1)
+    at_least(self, "pack_tokens", 1)
+    one_of(self, "method", Method)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRetrieverConfig:
+  """Tunes the query encoder: LSR (eqs. 4-5), or the contrastive loss it must be held against.
+
+  Attributes:
+    workdir: directory of this run; the tuned encoder is written to `query_encoder/` in it.
+    encoder: Hugging Face directory of the query encoder to start from.
+    passage_encoder: directory of its passage encoder, if that is another one and the query encoder does not name it.
+    retrieved: retrieved-example store to train on.
+    dev_retrieved: retrieved-example store the best checkpoint is picked on.
+    scores: score store of `retrieved`; LSR's teacher, not needed for the contrastive loss.
+    dev_scores: score store of `dev_retrieved`.
+    index: index whose stored embeddings the queries are held against.
+    loss: "lsr" or "contrastive" (gold passage against all passages of the batch).
+    k: passages per question.
+    score: what of the teacher's log-likelihoods becomes the target, see `radit_jax.losses.lsr_log_targets`.
+    lm_temperature: the τ of eq. 4.
+    direction: "retriever_to_lm" is KL(p_R || p_LSR), the paper's.
+    shuffle_teacher: control: the teacher's scores are permuted within each question, so they say nothing.
+    optimizer: learning rates.
+    loop: steps, batch and checkpoints.
+    embedding: pooling, prompts and limits that the encoder's files do not say.
+    lora: train small corrections of a frozen model, also written to `adapter/`, instead of the model itself.
+    remat: the backward pass computes each layer again in place of keeping what it needs: slower, in less memory.
+    mesh: devices.
+  """
+
+  workdir: str
+  encoder: str
+  retrieved: str
+  dev_retrieved: str
+  index: str
+  passage_encoder: str | None = None
+  scores: str | None = None
+  dev_scores: str | None = None
+  loss: LossName = "lsr"
+  k: int = 10
+  score: TargetScore = "token_prob"
+  lm_temperature: float = 0.01
+  direction: Direction = "retriever_to_lm"
+  shuffle_teacher: bool = False
+  optimizer: OptimizerConfig = OptimizerConfig(warmup_steps=1237, weight_decay=0.01)
+  loop: LoopConfig = LoopConfig(batch_size=512)
+  embedding: EmbeddingOptions = EmbeddingOptions()
+  lora: LoraConfig = LoraConfig()
+  remat: bool = False
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    at_least(self, "k", 2)
+    above(self, "lm_temperature", 0)
+    one_of(self, "loss", LossName)
+    one_of(self, "score", TargetScore)
+    one_of(self, "direction", Direction)
+    if self.loss == "contrastive" and self.loop.accumulate > 1:
+      raise UserError(
+        f"TrainRetrieverConfig: the negatives of loss contrastive are the whole batch; it cannot run with "
+        f"loop.accumulate {self.loop.accumulate}"
+      )
+    if self.loss == "lsr" and (self.scores is None or self.dev_scores is None):
+      raise UserError("TrainRetrieverConfig: loss lsr needs --scores and --dev-scores (made by `radit score`)")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """Answers every question of a retrieved-example store and measures the answers.
+
+  Attributes:
+    generator: Hugging Face directory.
+    retrieved: retrieved-example store of the split to answer.
+    passages: passage store.
+    out: JSON file of the figures and the answers.
+    mode: "retrieval" mixes the top k by eq. 2, "closed_book" gives no passage, "gold" gives the gold passage alone.
+    k: passages mixed.
+    limit: answer at most this many questions, drawn by seed; None for all. Recall is always over all of them.
+    prompt: how rows are rendered.
+    batch_size: questions per step.
+    bootstrap_samples: resamples behind each interval.
+    seed: draw of the resamples and of the limited questions.
+    dtype: the generator's computation type.
+    mesh: devices.
+  """
+
+  generator: str
+  retrieved: str
+  passages: str
+  out: str
+  mode: EvaluationMode = "retrieval"
+  k: int = 10
+  limit: int | None = None
+  prompt: PromptConfig = PromptConfig()
+  batch_size: int = 16
+  bootstrap_samples: int = 1000
+  seed: int = 0
+  dtype: Dtype = "float32"
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    at_least(self, "k", 1)
+    at_least(self, "batch_size", 1)
+    at_least(self, "limit", 1)
+    at_least(self, "bootstrap_samples", 10)
+    one_of(self, "mode", EvaluationMode)
+
+
+@dataclasses.dataclass(frozen=True)
+class AskConfig:
+  """Answers one question from the index, and shows where the answer came from.
+
+  Attributes:
+    question: the question.
+    generator: Hugging Face directory.
+    encoder: Hugging Face directory of the query encoder.
+    index: index made by `index`.
+    passages: passage store.
+    passage_encoder: directory of its passage encoder, if that is another one and the query encoder does not name it.
+    k: passages mixed.
+    prompt: how rows are rendered.
+    dtype: the generator's computation type.
+    embedding: pooling, prompts and limits that the encoder's files do not say.
+    mesh: devices.
+  """
+
+  question: str
+  generator: str
+  encoder: str
+  index: str
+  passages: str
+  passage_encoder: str | None = None
+  k: int = 10
+  prompt: PromptConfig = PromptConfig()
+  dtype: Dtype = "float32"
+  embedding: EmbeddingOptions = EmbeddingOptions()
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    at_least(self, "k", 1)
+    if not self.question.strip():
+      raise UserError("AskConfig.question is empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+  """Writes what a run tuned as directories to publish and to serve, with model card, recipe and licences.
+
+  Attributes:
+    run: directory of `radit run`, `radit quickstart`, `radit train-generator` or `radit train-retriever`.
+    out: directory to make; the models are `generator/` and `query_encoder/` in it.
+    dtype: type of the weights in the files; "keep" for the one they were trained in.
+    data_licence: licence of the training data, for the model card.
+  """
+
+  run: str
+  out: str
+  dtype: Literal["keep", "float32", "bfloat16"] = "keep"
+  data_licence: str = "not stated"
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+  """Shows what the model really sees.
+
+  Attributes:
+    what: "batch" (the first training batch), "example" (one example's rows) or "ranking" (its passages with score,
+      p_R, p_LSR and log-likelihood).
+    retrieved: retrieved-example store.
+    passages: passage store.
+    generator: Hugging Face directory whose tokenizer (and for "ranking" without scores, weights) are used.
+    scores: score store; None computes the shown example's scores with the generator.
+    example: id of the example; None takes the first.
+    k: passages shown.
+    batch_size: examples of the batch.
+    lm_temperature: the τ of eq. 4.
+    score: as in `train-retriever`.
+    prompt: how rows are rendered.
+    seed: draw of the prompt markers and of the batch.
+    json: print JSON in place of text.
+  """
+
+  what: Literal["batch", "example", "ranking"]
+  retrieved: str
+  passages: str
+  generator: str
+  scores: str | None = None
+  example: str | None = None
+  k: int = 3
+  batch_size: int = 4
+  lm_temperature: float = 0.01
+  score: TargetScore = "token_prob"
+  prompt: PromptConfig = PromptConfig()
+  seed: int = 0
+  json: bool = False
+
+  def __post_init__(self) -> None:
+    at_least(self, "k", 1)
+    at_least(self, "batch_size", 1)
+    above(self, "lm_temperature", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+  """A model whose weights are pickles (`pytorch_model.bin`) becomes a directory with safetensors.
+
+  Attributes:
+    source: Hugging Face directory, or owner/name (or owner/name@revision) on the Hub.
+    out: directory to be made; it must not exist.
+  """
+
+  source: str
+  out: str
