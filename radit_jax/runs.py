@@ -20,6 +20,7 @@ FREE = (
   "loop.keep",
   "loop.patience",
   "loop.accumulate",
+  "remat",
   "verify",
   "mesh.data",
 )

@@ -53,7 +53,7 @@ def main() -> int:
 
 def _step_bytes(form, mesh, optimizer):
   def model():
-    base = Decoder(CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, remat=True)
+    base = Decoder(CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, remat="full")
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
     return add_lora(quantize_base(base, form), LoraConfig(rank=RANK), rngs=nnx.Rngs(1))
 

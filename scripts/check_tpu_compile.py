@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import topologies
 
-from radit_jax.config import MeshConfig, OptimizerConfig
+from radit_jax.config import MeshConfig, OptimizerConfig, Remat
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.parallel_context import ParallelContextBatch
 from radit_jax.sharding import make_mesh, parameter_shardings, row_sharding
@@ -35,7 +35,7 @@ class Case:
 
   Attributes:
     kinds: forms of attention.
-    remats: with and without recomputing layers.
+    remats: what is computed again in the backward pass, see `Decoder`.
   """
 
   config: DecoderConfig
@@ -44,7 +44,7 @@ class Case:
   rows: int
   tokens: int
   kinds: tuple[str, ...] = ("plain", "splash")
-  remats: tuple[bool, ...] = (False, True)
+  remats: tuple[Remat, ...] = ("none", "dots", "full")
 
 
 CASES = {
@@ -79,7 +79,7 @@ CASES = {
     rows=64,
     tokens=2048,
     kinds=("splash",),
-    remats=(True,),
+    remats=("full",),
   ),
 }
 
@@ -104,7 +104,7 @@ def main() -> int:
       of_rows = [gathered for gathered in gathers if gathers_rows(gathered, case)]
       held = " ".join(f"{size / 2**30:.3f}" for size in (arguments, temporaries[kind], together))
       print(
-        f"{kind} {'on' if remat else 'off'} | {held} | {len(gathers)}, {len(of_rows)} | "
+        f"{kind} {remat} | {held} | {len(gathers)}, {len(of_rows)} | "
         f"{text.count('tpu_custom_call')} | {time.monotonic() - start:.0f} s",
         flush=True,
       )

@@ -23,6 +23,7 @@ from radit_jax.config.shared import (
   Pooling,
   PromptConfig,
   QuestionFormat,
+  Remat,
   TargetScore,
   Verify,
 )

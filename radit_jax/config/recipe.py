@@ -15,9 +15,11 @@ from radit_jax.config.shared import (
   OptimizerConfig,
   PromptConfig,
   QuestionFormat,
+  Remat,
   TargetScore,
   above,
   at_least,
+  one_of,
 )
 from radit_jax.errors import UserError
 
@@ -30,13 +32,17 @@ class TuningConfig:
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
     lora: train small corrections of a frozen model, instead of the model itself.
-    remat: the backward pass computes each layer again in place of keeping what it needs: slower, in less memory.
+    remat: what the backward pass keeps of each layer: "none" computed again, which is fastest; "dots" keeps the products
+      with kernels and computes the rest again; "full" keeps a layer's input alone, in the least memory.
   """
 
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
   lora: LoraConfig = LoraConfig()
-  remat: bool = False
+  remat: Remat = "none"
+
+  def __post_init__(self) -> None:
+    one_of(self, "remat", Remat)
 
 
 @dataclasses.dataclass(frozen=True)

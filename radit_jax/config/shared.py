@@ -17,6 +17,7 @@ TargetScore = Literal["prob", "token_prob", "log_prob", "token_log_prob"]
 Direction = Literal["retriever_to_lm", "lm_to_retriever"]
 Dtype = Literal["float32", "bfloat16"]
 LoraBase = Literal["float", "int8", "nf4"]
+Remat = Literal["none", "dots", "full"]
 EvaluationMode = Literal["retrieval", "closed_book", "gold"]
 Pooling = Literal["cls", "mean", "last"]
 

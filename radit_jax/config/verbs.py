@@ -19,6 +19,7 @@ from radit_jax.config.shared import (
   OptimizerConfig,
   PromptConfig,
   QuestionFormat,
+  Remat,
   TargetScore,
   Verify,
   above,
@@ -191,7 +192,8 @@ class TrainGeneratorConfig:
     loop: steps, batch and checkpoints.
     dtype: the generator's computation type; what is trained and its moments stay float32.
     lora: train small corrections of a frozen model, also written to `adapter/`, instead of the model itself.
-    remat: the backward pass computes each layer again in place of keeping what it needs: slower, in less memory.
+    remat: what the backward pass keeps of each layer: "none" computed again, which is fastest; "dots" keeps the products
+      with kernels and computes the rest again; "full" keeps a layer's input alone, in the least memory.
     mesh: devices.
   """
 
@@ -208,13 +210,14 @@ class TrainGeneratorConfig:
   loop: LoopConfig = LoopConfig(steps=500)
   dtype: Dtype = "float32"
   lora: LoraConfig = LoraConfig()
-  remat: bool = False
+  remat: Remat = "none"
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
     at_least(self, "k", 1)
     at_least(self, "pack_tokens", 1)
     one_of(self, "method", Method)
+    one_of(self, "remat", Remat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +243,8 @@ class TrainRetrieverConfig:
     loop: steps, batch and checkpoints.
     embedding: pooling, prompts and limits that the encoder's files do not say.
     lora: train small corrections of a frozen model, also written to `adapter/`, instead of the model itself.
-    remat: the backward pass computes each layer again in place of keeping what it needs: slower, in less memory.
+    remat: what the backward pass keeps of each layer: "none" computed again, which is fastest; "dots" keeps the products
+      with kernels and computes the rest again; "full" keeps a layer's input alone, in the least memory.
     mesh: devices.
   """
 
@@ -262,7 +266,7 @@ class TrainRetrieverConfig:
   loop: LoopConfig = LoopConfig(batch_size=512)
   embedding: EmbeddingOptions = EmbeddingOptions()
   lora: LoraConfig = LoraConfig()
-  remat: bool = False
+  remat: Remat = "none"
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
@@ -271,6 +275,7 @@ class TrainRetrieverConfig:
     one_of(self, "loss", LossName)
     one_of(self, "score", TargetScore)
     one_of(self, "direction", Direction)
+    one_of(self, "remat", Remat)
     if self.loss == "contrastive" and self.loop.accumulate > 1:
       raise UserError(
         f"TrainRetrieverConfig: the negatives of loss contrastive are the whole batch; it cannot run with "

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from radit_jax.config import Remat
 from radit_jax.errors import UserError
 from radit_jax.models.attention import attention
 from radit_jax.models.kernels import project
+from radit_jax.models.remat import rematerialized
 from radit_jax.models.source import SourceFiles
 
 
@@ -119,7 +121,7 @@ class Bert(nnx.Module):
     rngs: keys of the random first parameters, which are float32.
     dtype: computation type. Parameters keep their own type and are cast where they are used; norms and softmax are
       float32 in any case.
-    remat: the backward pass computes each layer again in place of keeping what it needs.
+    remat: what the backward pass keeps of each layer, see :func:`radit_jax.models.remat.rematerialized`.
 
   Example:
     >>> bert = Bert(BertConfig.tiny(vocab_size=50), rngs=nnx.Rngs(0))
@@ -128,7 +130,7 @@ class Bert(nnx.Module):
     (1, 4, 128)
   """
 
-  def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: bool = False):
+  def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: Remat = "none"):
     width = config.hidden_size
 
     def table(rows: int, axis: str | None) -> nnx.Param[Array]:
@@ -175,8 +177,7 @@ class Bert(nnx.Module):
     def layer_step(x: Array, layer: BertLayer) -> tuple[Array, None]:
       return layer(x, keys), None
 
-    step = jax.checkpoint(layer_step) if self.remat else layer_step
-    return jax.lax.scan(step, x.astype(self.dtype), self.layers)[0]
+    return jax.lax.scan(rematerialized(layer_step, self.remat), x.astype(self.dtype), self.layers)[0]
 
 
 def _layer_norm(

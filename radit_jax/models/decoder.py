@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from radit_jax.config import Remat
 from radit_jax.errors import UserError
 from radit_jax.models.attention import AttentionKind, attention, attention_kind, platform_in_force
 from radit_jax.models.kernels import project
+from radit_jax.models.remat import rematerialized
 from radit_jax.models.rotary import Rotary, turn, turns
 from radit_jax.models.source import SourceFiles
 from radit_jax.models.splash import splash_attention
@@ -224,8 +226,7 @@ class Decoder(nnx.Module):
     rngs: keys of the random first parameters, which are float32.
     dtype: computation type. Parameters keep their own type and are cast where they are used; norms, softmax, rotary
       angles and logits are float32 in any case.
-    remat: the backward pass computes each layer again in place of keeping what it needs: a third more work, and of
-      every layer only its input stays in memory.
+    remat: what the backward pass keeps of each layer, see :func:`radit_jax.models.remat.rematerialized`.
     kind: form of attention without a cache; None for :func:`radit_jax.models.attention.attention_kind`'s choice on
       the mesh in force. "splash" on other platforms than TPUs is interpreted: right and slow, for tests.
 
@@ -242,7 +243,7 @@ class Decoder(nnx.Module):
     *,
     rngs: nnx.Rngs,
     dtype: DTypeLike = jnp.float32,
-    remat: bool = False,
+    remat: Remat = "none",
     kind: AttentionKind | None = None,
   ):
     vocab, width = config.vocab_size, config.hidden_size
@@ -325,9 +326,7 @@ class Decoder(nnx.Module):
         q, k, v = layer.queries_keys_values(x, rotary_of(i), i == 0)
         return layer.add_attention_and_mlp(x, attend(i, q, k, v)), None
 
-      # prevent_cse=False: a scan keeps forward and backward apart by itself, without barriers against merging them.
-      step = jax.checkpoint(layer_step, prevent_cse=False) if self.remat else layer_step
-      x, _ = jax.lax.scan(step, x, (self.layers, jnp.arange(config.num_layers)))
+      x, _ = jax.lax.scan(rematerialized(layer_step, self.remat), x, (self.layers, jnp.arange(config.num_layers)))
       return _norm(x, self.final_norm, config)
 
     slot, num_slots = cache.next_slot, cache.segment_ids.shape[1]

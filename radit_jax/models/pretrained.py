@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
-from radit_jax.config import EmbeddingOptions
+from radit_jax.config import EmbeddingOptions, Remat
 from radit_jax.errors import UserError
 from radit_jax.files import atomic_directory, fingerprint_directory
 from radit_jax.models import hf_config, hf_weights, safetensors_files, sentence_files
@@ -54,7 +54,7 @@ def load_generator(
   mesh: jax.sharding.Mesh | None = None,
   dtype: DTypeLike | None = None,
   param_dtype: DTypeLike | None = None,
-  remat: bool = False,
+  remat: Remat = "none",
   abstract: bool = False,
 ) -> Decoder:
   """Loads a decoder-only language model: Llama 1-3, Mistral, Qwen 2, 2.5 and 3, Gemma 2 and 3 (text), Phi-3.
@@ -87,7 +87,7 @@ def load_encoder(
   mesh: jax.sharding.Mesh | None = None,
   dtype: DTypeLike | None = None,
   param_dtype: DTypeLike | None = None,
-  remat: bool = False,
+  remat: Remat = "none",
   options: EmbeddingOptions = EmbeddingOptions(),
   abstract: bool = False,
 ) -> TextEncoder:
@@ -150,7 +150,7 @@ def _filled(
   mesh: jax.sharding.Mesh | None,
   dtype: DTypeLike | None,
   param_dtype: DTypeLike | None,
-  remat: bool,
+  remat: Remat,
   abstract: bool,
   prefix: str,
   tied_head: bool,
