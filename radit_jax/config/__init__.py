@@ -66,6 +66,7 @@ __all__ = [
   "PrepareConfig",
   "PromptConfig",
   "QuestionFormat",
+  "Remat",
   "QuickstartConfig",
   "RetrieveConfig",
   "RunConfig",

@@ -32,8 +32,8 @@ class TuningConfig:
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
     lora: train small corrections of a frozen model, instead of the model itself.
-    remat: what the backward pass keeps of each layer: "none" computed again, which is fastest; "dots" keeps the products
-      with kernels and computes the rest again; "full" keeps a layer's input alone, in the least memory.
+    remat: what the backward pass computes again of each layer: "none" is fastest; "dots" all but the products with
+      kernels; "full" all of it, so that only the layer's input is kept, in the least memory.
   """
 
   optimizer: OptimizerConfig = OptimizerConfig()

@@ -192,8 +192,8 @@ class TrainGeneratorConfig:
     loop: steps, batch and checkpoints.
     dtype: the generator's computation type; what is trained and its moments stay float32.
     lora: train small corrections of a frozen model, also written to `adapter/`, instead of the model itself.
-    remat: what the backward pass keeps of each layer: "none" computed again, which is fastest; "dots" keeps the products
-      with kernels and computes the rest again; "full" keeps a layer's input alone, in the least memory.
+    remat: what the backward pass computes again of each layer: "none" is fastest; "dots" all but the products with
+      kernels; "full" all of it, so that only the layer's input is kept, in the least memory.
     mesh: devices.
   """
 
@@ -243,8 +243,8 @@ class TrainRetrieverConfig:
     loop: steps, batch and checkpoints.
     embedding: pooling, prompts and limits that the encoder's files do not say.
     lora: train small corrections of a frozen model, also written to `adapter/`, instead of the model itself.
-    remat: what the backward pass keeps of each layer: "none" computed again, which is fastest; "dots" keeps the products
-      with kernels and computes the rest again; "full" keeps a layer's input alone, in the least memory.
+    remat: what the backward pass computes again of each layer: "none" is fastest; "dots" all but the products with
+      kernels; "full" all of it, so that only the layer's input is kept, in the least memory.
     mesh: devices.
   """
 

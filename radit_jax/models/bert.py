@@ -121,7 +121,7 @@ class Bert(nnx.Module):
     rngs: keys of the random first parameters, which are float32.
     dtype: computation type. Parameters keep their own type and are cast where they are used; norms and softmax are
       float32 in any case.
-    remat: what the backward pass keeps of each layer, see :func:`radit_jax.models.remat.rematerialized`.
+    remat: what the backward pass computes again of each layer, see :func:`radit_jax.models.remat.rematerialized`.
 
   Example:
     >>> bert = Bert(BertConfig.tiny(vocab_size=50), rngs=nnx.Rngs(0))

@@ -226,7 +226,7 @@ class Decoder(nnx.Module):
     rngs: keys of the random first parameters, which are float32.
     dtype: computation type. Parameters keep their own type and are cast where they are used; norms, softmax, rotary
       angles and logits are float32 in any case.
-    remat: what the backward pass keeps of each layer, see :func:`radit_jax.models.remat.rematerialized`.
+    remat: what the backward pass computes again of each layer, see :func:`radit_jax.models.remat.rematerialized`.
     kind: form of attention without a cache; None for :func:`radit_jax.models.attention.attention_kind`'s choice on
       the mesh in force. "splash" on other platforms than TPUs is interpreted: right and slow, for tests.
 
