@@ -18,7 +18,7 @@ from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.lora import add_lora, quantize_base
 from radit_jax.parallel_context import ParallelContextBatch
 from radit_jax.sharding import make_mesh, parameter_shardings
-from radit_jax.training.step import TrainState, make_optimizer, partition, ralt_objective, train_step
+from radit_jax.training.step import make_optimizer, new_state, partition, ralt_objective, train_step
 
 #: Llama 3.1 8B.
 CONFIG = DecoderConfig(
@@ -58,7 +58,7 @@ def _step_bytes(form, mesh, optimizer):
     return add_lora(quantize_base(base, form), LoraConfig(rank=RANK), rngs=nnx.Rngs(1))
 
   def state(trained):
-    return TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
+    return new_state(trained, optimizer)
 
   def on_mesh(tree, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

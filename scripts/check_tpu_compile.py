@@ -23,7 +23,7 @@ from radit_jax.config import MeshConfig, OptimizerConfig, Remat
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.parallel_context import ParallelContextBatch
 from radit_jax.sharding import make_mesh, parameter_shardings, row_sharding
-from radit_jax.training.step import TrainState, make_optimizer, partition, ralt_objective, train_step
+from radit_jax.training.step import make_optimizer, new_state, partition, ralt_objective, train_step
 
 HBM_BYTES = 15.75 * 2**30  # what the compiler leaves a program on v5e
 ANSWER_TOKENS = 96  # so that rows times this is no width of a model
@@ -142,7 +142,7 @@ def _compiled(case, kind, remat):
   optimizer = make_optimizer(OptimizerConfig(), 500)
 
   def state(trained):
-    return TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
+    return new_state(trained, optimizer)
 
   def on_mesh(tree, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -365,6 +365,28 @@ def test_resumed_lora_equals_uninterrupted(made, parts, tmp_path):
   assert fingerprint(whole.generator) == fingerprint(again.generator)
 
 
+def test_bfloat16_weights_resume_bit_for_bit_and_leave_as_they_are(made, parts, tmp_path):
+  from safetensors.numpy import load_file
+
+  optimizer = dataclasses.replace(OPTIMIZER, master_dtype="bfloat16")
+  whole = train_generator(generator_config(made, parts, tmp_path / "whole", optimizer=optimizer))
+  tensors = load_file(f"{whole.generator}/model.safetensors")
+  assert {t.dtype.name for t in tensors.values()} == {"bfloat16"}
+  assert files.read_json(f"{whole.generator}/config.json")["dtype"] == "bfloat16"
+
+  class Killed(Exception):
+    pass
+
+  def kill(stage, done, total, unit, **figures):
+    if done == 3:
+      raise Killed
+
+  with pytest.raises(Killed):
+    train_generator(generator_config(made, parts, tmp_path / "cut", optimizer=optimizer), progress=kill)
+  again = train_generator(generator_config(made, parts, tmp_path / "cut", optimizer=optimizer))
+  assert fingerprint(whole.generator) == fingerprint(again.generator)
+
+
 def test_remat_changes_memory_and_not_the_loss(made, parts, tmp_path):
   plain, again = (train_generator(generator_config(made, parts, tmp_path / r, remat=r)) for r in ("none", "full"))
   np.testing.assert_allclose(plain.best_dev_loss, again.best_dev_loss, rtol=1e-5)

@@ -19,6 +19,7 @@ from radit_jax.config.shared import (
   TargetScore,
   above,
   at_least,
+  check_master_dtype,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -43,6 +44,7 @@ class TuningConfig:
 
   def __post_init__(self) -> None:
     one_of(self, "remat", Remat)
+    check_master_dtype(self, self.optimizer, self.lora)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,6 +103,9 @@ class OptimizerConfig:
     b2: decay of the second moment.
     weight_decay: decoupled; applied to matrices, not to norms and biases.
     max_grad_norm: gradients are scaled down to this global norm.
+    master_dtype: type of the weights that are trained. In bfloat16 they and their gradients take half the memory;
+      updates are added in float32 and rounded at random, so that small ones count in expectation. Moments are
+      float32 in any case.
   """
 
   peak_lr: float = 1e-5
@@ -112,6 +115,7 @@ class OptimizerConfig:
   b2: float = 0.95
   weight_decay: float = 0.1
   max_grad_norm: float = 1.0
+  master_dtype: Dtype = "float32"
 
   def __post_init__(self) -> None:
     above(self, "peak_lr", 0)
@@ -119,6 +123,7 @@ class OptimizerConfig:
     at_least(self, "warmup_steps", 0)
     at_least(self, "weight_decay", 0)
     above(self, "max_grad_norm", 0)
+    one_of(self, "master_dtype", Dtype)
     if self.floor_lr > self.peak_lr:
       raise UserError(f"OptimizerConfig: floor_lr {self.floor_lr} is above peak_lr {self.peak_lr}")
     for name in ("b1", "b2"):
@@ -148,6 +153,14 @@ class LoraConfig:
     one_of(self, "base", LoraBase)
     if not self.rank and (self.targets or self.base != "float"):
       raise UserError("LoraConfig: targets and base say nothing with rank 0, which tunes the whole model; set rank")
+
+
+def check_master_dtype(config: object, optimizer: OptimizerConfig, lora: LoraConfig) -> None:
+  if lora.rank and optimizer.master_dtype != "float32":
+    raise UserError(
+      f"{type(config).__name__}: lora.rank {lora.rank} trains corrections, which are float32; leave out "
+      f"optimizer.master_dtype {optimizer.master_dtype}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from radit_jax.config.shared import (
   Verify,
   above,
   at_least,
+  check_master_dtype,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -190,7 +191,7 @@ class TrainGeneratorConfig:
     pack_tokens: length of rows that hold several prompts each; None gives every prompt a row of its own.
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
-    dtype: the generator's computation type; what is trained and its moments stay float32.
+    dtype: the generator's computation type; what is trained has a type of its own, optimizer.master_dtype.
     lora: train small corrections of a frozen model, also written to `adapter/`, instead of the model itself.
     remat: what the backward pass computes again of each layer: "none" is fastest; "dots" all but the products with
       kernels; "full" all of it, so that only the layer's input is kept, in the least memory.
@@ -218,6 +219,7 @@ class TrainGeneratorConfig:
     at_least(self, "pack_tokens", 1)
     one_of(self, "method", Method)
     one_of(self, "remat", Remat)
+    check_master_dtype(self, self.optimizer, self.lora)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +278,7 @@ class TrainRetrieverConfig:
     one_of(self, "score", TargetScore)
     one_of(self, "direction", Direction)
     one_of(self, "remat", Remat)
+    check_master_dtype(self, self.optimizer, self.lora)
     if self.loss == "contrastive" and self.loop.accumulate > 1:
       raise UserError(
         f"TrainRetrieverConfig: the negatives of loss contrastive are the whole batch; it cannot run with "

@@ -146,7 +146,7 @@ def train(
           check_microbatches(batch, loop.accumulate)
         rows = sharding.place_rows(batch, mesh)
         state, figures = train_step(
-          state, frozen, rows, objective=objective, update=make.update, accumulate=loop.accumulate
+          state, frozen, rows, objective=objective, update=make.update, accumulate=loop.accumulate, step=step
         )
         step += 1
         since += 1

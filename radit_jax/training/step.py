@@ -17,6 +17,7 @@ from radit_jax import losses, sharding
 from radit_jax.config import OptimizerConfig
 from radit_jax.errors import UserError
 from radit_jax.parallel_context import Generator, LSRBatch, ParallelContextBatch, answer_log_likelihoods, row_axes
+from radit_jax.training.rounding import apply_updates
 
 #: ``objective(model, batch) -> (sum, count)``, float32 scalars: the loss is sum / count over the global batch.
 Objective = Callable[[Any, Any], tuple[Array, Array]]
@@ -207,6 +208,14 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
   )
 
 
+def new_state(trained: Any, optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first step; its moments are float32, whatever is trained."""
+  # A weak type would end with the first step.
+  trained = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), trained)
+  moments = optimizer.init(jax.tree.map(lambda x: x.astype(jnp.float32), trained))
+  return TrainState(trained, moments, jnp.zeros((), jnp.int32))
+
+
 def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[TrainState, Any]:
   """A state on the mesh, parameters and moments sharded alike, and the frozen part of the model.
 
@@ -214,9 +223,7 @@ def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) 
   """
 
   def make(trained: Any) -> TrainState:
-    # A weak type would end with the first step.
-    trained = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), trained)
-    return TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
+    return new_state(trained, optimizer)
 
   # Placed before jit: a model on one device must not fix the program to that device.
   trained, frozen = partition(jax.device_put(model, sharding.parameter_shardings(model, mesh)))
@@ -275,7 +282,14 @@ def check_microbatches(batch: Any, count: int) -> None:
 
 @functools.partial(jax.jit, static_argnames=("objective", "update", "accumulate"), donate_argnames="state")
 def train_step(
-  state: TrainState, frozen: Any, batch: Any, *, objective: Objective, update: Callable[..., Any], accumulate: int = 1
+  state: TrainState,
+  frozen: Any,
+  batch: Any,
+  *,
+  objective: Objective,
+  update: Callable[..., Any],
+  accumulate: int = 1,
+  step: int | Array = 0,
 ) -> tuple[TrainState, StepFigures]:
   """One step. A non-finite loss or gradient leaves model and optimizer as they were, and is counted.
 
@@ -287,6 +301,8 @@ def train_step(
     update: ``optimizer.update``.
     accumulate: microbatches the batch goes through in, see :func:`microbatches`: for objectives that are sums over
       examples, the same step in less memory.
+    step: number of this step; see :func:`radit_jax.training.rounding.apply_updates`. Without weights in bfloat16
+      it is not read.
 
   Returns:
     The next state, and the figures of the step.
@@ -301,10 +317,11 @@ def train_step(
     (_, (total, count)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.model)
   else:
     total, count, gradients = _accumulated(state.model, frozen, batch, objective, accumulate)
+  gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
   norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(total) & jnp.isfinite(norm)
   updates, optimizer_state = update(gradients, state.optimizer_state, state.model)
-  model = optax.apply_updates(state.model, updates)
+  model = apply_updates(state.model, updates, step)
   keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
   bad = state.nonfinite_steps + (~finite).astype(jnp.int32)
   new = TrainState(keep(model, state.model), keep(optimizer_state, state.optimizer_state), bad)
@@ -329,8 +346,7 @@ def _accumulated(trained: Any, frozen: Any, batch: Any, objective: Objective, co
     zeros = jax.lax.with_sharding_constraint(zeros, sharding.parameter_shardings(zeros, mesh))
   zero = jnp.zeros((), jnp.float32)
   (value, number, gradients), _ = jax.lax.scan(add, (zero, zero, zeros), microbatches(batch, count))
-  gradients = jax.tree.map(lambda g, x: (g / jnp.maximum(number, 1.0)).astype(x.dtype), gradients, trained)
-  return value, number, gradients
+  return value, number, jax.tree.map(lambda g: g / jnp.maximum(number, 1.0), gradients)
 
 
 @functools.partial(jax.jit, static_argnames="objective")

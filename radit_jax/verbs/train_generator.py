@@ -98,7 +98,9 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
   mesh = sharding.make_mesh(config.mesh)
   tuning.check_batch(config.loop, mesh)
   load = functools.partial(load_generator, config.generator, dtype=config.dtype, remat=config.remat)
-  generator = tuning.load_for_tuning(load, config.lora, mesh=mesh, seed=config.loop.seed)
+  generator = tuning.load_for_tuning(
+    load, config.lora, mesh=mesh, seed=config.loop.seed, master_dtype=config.optimizer.master_dtype
+  )
   prompt.check_positions(generator.config.max_positions)
   check_vocabulary(tokenizer, generator.config.vocab_size, config.generator)
   loop, k, with_passages = config.loop, config.k, config.method == "ralt"

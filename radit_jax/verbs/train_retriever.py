@@ -103,7 +103,9 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   mesh = sharding.make_mesh(config.mesh)
   tuning.check_batch(config.loop, mesh)
   load = functools.partial(load_encoder, config.encoder, remat=config.remat, options=config.embedding)
-  encoder = tuning.load_for_tuning(load, config.lora, mesh=mesh, seed=config.loop.seed)
+  encoder = tuning.load_for_tuning(
+    load, config.lora, mesh=mesh, seed=config.loop.seed, master_dtype=config.optimizer.master_dtype
+  )
   tokenizer = load_tokenizer(config.encoder)
   check_vocabulary(tokenizer, encoder.body.config.vocab_size, config.encoder)
   temperature = encoder_temperature(config.encoder, config.embedding)

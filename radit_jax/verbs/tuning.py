@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from radit_jax import files, runs, sharding
-from radit_jax.config import LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
+from radit_jax.config import Dtype, LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.batches import RowLengths
 from radit_jax.data.packing import PackedPlan, Packing, packed_in_order
 from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
@@ -27,8 +27,6 @@ from radit_jax.training.step import Objective
 from radit_jax.verbs.inspect import describe_batch
 
 RESULT = "result.json"
-#: Type of trained weights: at a rate of 1e-5 most updates are lost in bfloat16, whose neighbours are 1/256 apart.
-MASTER_DTYPE = "float32"
 R = TypeVar("R")
 TuningVerb = TrainGeneratorConfig | TrainRetrieverConfig
 
@@ -191,8 +189,8 @@ def write_first_batch(workdir: str | pathlib.Path, batches: Callable[[int], Iter
     describe_batch(*next(batches(0)), tokenizer, stem)
 
 
-def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int) -> Any:
-  """The model to train: the whole one in `MASTER_DTYPE`, or a frozen one with trained corrections beside its kernels.
+def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int, master_dtype: Dtype = "float32") -> Any:
+  """The model to train: the whole one in ``master_dtype``, or a frozen one with trained corrections beside its kernels.
 
   Args:
     load: gives the model of the files.
@@ -200,12 +198,13 @@ def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int) -> A
     mesh: what is trained, and a base in floats, are placed on it; a base to be quantised stays on the host until then,
       as it may be larger than the devices.
     seed: of the random A.
+    master_dtype: of the whole model; corrections are float32.
 
   Raises:
     UserError: see :func:`radit_jax.models.lora.add_lora`.
   """
   if not lora.rank:
-    return load(mesh=mesh, param_dtype=MASTER_DTYPE)
+    return load(mesh=mesh, param_dtype=master_dtype)
   if lora.base == "float":
     base = load(mesh=mesh, param_dtype=None)
   else:
