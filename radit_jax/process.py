@@ -1,11 +1,22 @@
 """What a program sets for its whole process before it computes."""
 
 import ctypes
+import importlib.util
+import os
+import pathlib
 import sys
+from collections.abc import MutableMapping
 
 # glibc's names for the two limits, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+#: What JAX runs an accelerator with, and the device files of one.
+_ACCELERATORS = {
+  "libtpu": ("accel[0-9]*", "vfio/[0-9]*"),
+  "jax_cuda13_plugin": ("nvidia[0-9]*",),
+  "jax_cuda12_plugin": ("nvidia[0-9]*",),
+}
 
 
 def keep_heap() -> None:
@@ -21,3 +32,32 @@ def keep_heap() -> None:
   if mallopt is not None:
     mallopt(_M_MMAP_THRESHOLD, _NEVER)
     mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def keep_programs(environ: MutableMapping[str, str] = os.environ, devices: pathlib.Path = pathlib.Path("/dev")) -> None:
+  """Lets compiled programs outlive the process, on a machine with a TPU or GPU; to be called before JAX is imported.
+
+  A restart then compiles nothing that an earlier run has compiled. They are kept in `radit_jax/jax` of the user's cache
+  directory, or where `JAX_COMPILATION_CACHE_DIR` says; `JAX_ENABLE_COMPILATION_CACHE=false` keeps none. Whoever may
+  write there may run code here, so the directory is the user's alone.
+
+  Not on a CPU by default: compiled there, a program fits one kind of CPU; another one refuses it with an error line, as
+  do some of the same kind (jax-ml/jax#38445). Who shares no home directory between machines may set the variable.
+
+  Args:
+    environ: the process's.
+    devices: where device files stand.
+  """
+  if _CACHE in environ or environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+    return
+  for package, names in _ACCELERATORS.items():
+    if importlib.util.find_spec(package) and any(True for name in names for _ in devices.glob(name)):
+      break
+  else:
+    return
+  root = pathlib.Path(environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "radit_jax" / "jax"
+  try:
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+  except OSError:
+    return  # a home that cannot be written: programs are compiled in every run, as without this
+  environ[_CACHE] = str(root)

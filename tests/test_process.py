@@ -1,0 +1,106 @@
+"""Compiled programs that outlive a process: where they are kept, and that the next process reads them."""
+
+import importlib.util
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+
+import pytest
+from tiny import documents, questions, write_lines
+
+from radit_jax import process
+from radit_jax.config import PrepareConfig
+from radit_jax.verbs.prepare import prepare
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+  """A machine with these packages and device files; gives what the process's environment becomes."""
+
+  def become(packages, files, **environ):
+    find = importlib.util.find_spec
+    known = set(process._ACCELERATORS)
+    monkeypatch.setattr(
+      importlib.util, "find_spec", lambda name: (name in packages or None) if name in known else find(name)
+    )
+    for name in files:
+      (tmp_path / "dev" / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / "dev" / name).touch()
+    environ = {"XDG_CACHE_HOME": str(tmp_path / "cache")} | environ
+    process.keep_programs(environ, tmp_path / "dev")
+    return environ.get("JAX_COMPILATION_CACHE_DIR")
+
+  return become
+
+
+@pytest.mark.parametrize(
+  ("package", "file"),
+  [("libtpu", "accel0"), ("libtpu", "vfio/3"), ("jax_cuda13_plugin", "nvidia0"), ("jax_cuda12_plugin", "nvidia1")],
+)
+def test_programs_of_accelerators_are_kept(machine, tmp_path, package, file):
+  kept = pathlib.Path(machine([package], [file]))
+  assert kept == tmp_path / "cache/radit_jax/jax"
+  assert stat.S_IMODE(kept.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+  ("packages", "files", "environ"),
+  [
+    ((), (), {}),
+    (("libtpu",), (), {}),  # compiling for TPUs without one
+    (("libtpu",), ("nvidia0", "vfio/vfio"), {}),
+    ((), ("accel0",), {}),
+    (("libtpu",), ("accel0",), {"JAX_PLATFORMS": "cpu"}),
+  ],
+)
+def test_programs_of_a_cpu_are_not(machine, tmp_path, packages, files, environ):
+  assert machine(packages, files, **environ) is None
+  assert not (tmp_path / "cache").exists()
+
+
+def test_users_own_directory_is_left_alone(machine, tmp_path):
+  assert machine(["libtpu"], ["accel0"], JAX_COMPILATION_CACHE_DIR="elsewhere") == "elsewhere"
+  assert not (tmp_path / "cache").exists()
+
+
+def test_a_home_that_cannot_be_written_is_no_error(machine, tmp_path):
+  (tmp_path / "cache").write_text("a file")
+  assert machine(["libtpu"], ["accel0"]) is None
+
+
+def test_second_run_reads_the_first_ones_programs(parts, tmp_path):
+  """Processes of the real verb; on a CPU, so with the user's own directory. A damaged one is compiled again."""
+  corpus = write_lines(tmp_path / "corpus.jsonl", list(documents())[:8])
+  asked = write_lines(tmp_path / "questions.jsonl", list(questions())[:8])
+  prepare(PrepareConfig(workdir=str(tmp_path / "made"), corpus=corpus, questions=asked))
+  kept = tmp_path / "programs"
+
+  def index(name):
+    environ = {
+      **os.environ,
+      "JAX_COMPILATION_CACHE_DIR": str(kept),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_DEBUG_LOG_MODULES": "jax._src.compiler",
+    }
+    command = [sys.executable, "-m", "radit_jax.cli", "index", "--backend", "exact", "--encoder", parts["encoder"]]
+    command += ["--passages", f"{tmp_path}/made/passages", "--embeddings", f"{tmp_path}/{name}/embeddings"]
+    command += ["--index", f"{tmp_path}/{name}/index"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    embeddings = {p.name: p.read_bytes() for p in (tmp_path / name / "embeddings").glob("*.npy")}
+    assert embeddings
+    return done.stderr, embeddings
+
+  _, first = index("first")
+  programs = {p.name: p.read_bytes() for p in kept.glob("*-cache")}
+  assert programs
+  damaged = sorted(programs)[::3]
+  for i, name in enumerate(damaged):
+    (kept / name).write_bytes(b"damaged" if i % 2 else programs[name][:100])
+  log, second = index("second")
+  assert second == first
+  assert {p.name for p in kept.glob("*-cache")} == set(programs)
+  if "cpu_aot_loader" not in log:  # a CPU that refuses what it has compiled itself, see `keep_programs`
+    assert log.count("Persistent compilation cache hit") == len(programs) - len(damaged) > 0
