@@ -154,6 +154,41 @@ def test_repeated_non_finite_steps_stop_the_run_with_the_ids(tmp_path):
     )
 
 
+def test_a_step_is_waited_for_once_the_next_one_has_started(tmp_path, monkeypatch):
+  """So the device always has work, and at most two steps of it; evaluation alone lets it come to a stop."""
+  events = []
+
+  class Figure:
+    """A scalar that notes when it is waited for."""
+
+    def __init__(self, step, value):
+      self.step, self.value = step, value
+
+    def __float__(self):
+      if ("read", self.step) not in events:
+        events.append(("read", self.step))
+      return float(self.value)
+
+  def recording(*args, step, **kwargs):
+    state, figures = train_step(*args, step=step, **kwargs)
+    events.append(("start", step + 1))
+    return state, dataclasses.replace(figures, count=Figure(step + 1, figures.count))
+
+  monkeypatch.setattr("radit_jax.training.loop.train_step", recording)
+  run(tmp_path, steps=6, evaluate_every=3, log_every=1)
+  expected = []
+  for first in (1, 4):
+    expected += [("start", first), ("start", first + 1), ("read", first), ("start", first + 2)]
+    expected += [("read", first + 1), ("read", first + 2)]
+  assert events == expected
+  assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_batches_that_end_early_leave_no_step_unread(tmp_path):
+  run(tmp_path, steps=10, dev=False, source=lambda start: (batch_of(s) for s in range(start, 3)))
+  assert sorted(losses(tmp_path)) == [1, 2, 3]
+
+
 def test_batch_without_anything_to_train_on_is_named(tmp_path):
   with pytest.raises(UserError, match=r"step 1: nothing to train on .* example-0"):
     run(tmp_path, objective=nothing, dev=False)

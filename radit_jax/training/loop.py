@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from radit_jax import sharding
@@ -119,7 +121,8 @@ def train(
   """
   root = pathlib.Path(workdir)
   make = make_optimizer(optimizer, total_steps)
-  schedule = learning_rate(optimizer, total_steps)
+  # On the host, all at once: computed when it is logged, a rate would queue behind the step that has just started.
+  rates = np.asarray(jax.vmap(learning_rate(optimizer, total_steps))(jnp.arange(total_steps)))
   state, frozen = init_state(model, make, mesh)
   checkpoints = Checkpoints(root / "checkpoints", keep=loop.keep)
   try:
@@ -136,9 +139,33 @@ def train(
         writer.write(0, dev_loss=dev_loss())
       step = saved = start
       since, clock = 0, time.monotonic()
-      pending: tuple[tuple[str, ...], StepFigures] | None = None
+      pending: _Started | None = None
       best = checkpoints.best_loss()
       since_best = _steps_without_improvement(checkpoints, start, loop)
+
+      def settle() -> None:
+        """Waits for the step that was started last, and logs it."""
+        nonlocal pending, since, clock
+        done, pending = pending, None
+        if done is None:
+          return
+        _check(done, loop)
+        since += 1
+        if done.step % loop.log_every == 0 or done.step >= total_steps:
+          figures = done.figures
+          loss = float(figures.loss_sum) / max(float(figures.count), 1.0)
+          rate = since / (time.monotonic() - clock)
+          writer.write(
+            done.step,
+            loss=loss,
+            gradient_norm=float(figures.gradient_norm),
+            learning_rate=float(rates[done.step - 1]),
+            steps_per_s=round(rate, 3),
+            nonfinite_steps=int(figures.nonfinite_steps),
+          )
+          progress(stage, done.step, total_steps, "steps", loss=loss)
+          since, clock = 0, time.monotonic()
+
       finished = start >= total_steps or (loop.patience is not None and since_best >= loop.patience)
       source = iter(()) if finished else batches(start)
       for ids, batch in source:
@@ -149,27 +176,14 @@ def train(
           state, frozen, rows, objective=objective, update=make.update, accumulate=loop.accumulate, step=step
         )
         step += 1
-        since += 1
-        # The last step's figures are read after this one has started, so the device never waits for the host.
-        if pending is not None:
-          _check(pending, step - 1, loop)
-        pending = (ids, figures)
+        # The last step is waited for once this one has started: the device has work while the host prepares the next
+        # batch, and never more than two steps of it.
+        settle()
+        pending = _Started(step, ids, figures)
         last = step >= total_steps
-        if step % loop.log_every == 0 or last:
-          _check(pending, step, loop)
-          loss = float(figures.loss_sum) / max(float(figures.count), 1.0)
-          rate = since / (time.monotonic() - clock)
-          writer.write(
-            step,
-            loss=loss,
-            gradient_norm=float(figures.gradient_norm),
-            learning_rate=float(schedule(step - 1)),
-            steps_per_s=round(rate, 3),
-            nonfinite_steps=int(figures.nonfinite_steps),
-          )
-          progress(stage, step, total_steps, "steps", loss=loss)
-          since, clock = 0, time.monotonic()
         if step % loop.evaluate_every == 0 or last:
+          settle()
+          paused = time.monotonic()
           value = dev_loss()
           if value is not None:
             writer.write(step, dev_loss=value)
@@ -180,14 +194,16 @@ def train(
             since_best += 1
           checkpoints.save(step, state, dev_loss=value)
           saved = step
-          clock = time.monotonic()
+          clock += time.monotonic() - paused
         if last or (loop.patience is not None and since_best >= loop.patience):
           break
         if preempted.is_set():
+          settle()
           if saved != step:
             checkpoints.save(step, state, dev_loss=None)
           checkpoints.wait()
           raise Preempted(f"stopped by SIGTERM after step {step} of {total_steps}; the same command continues")
+      settle()  # batches that end early leave a step
       checkpoints.wait()
       progress(stage, total_steps, total_steps, "steps")
     best_step = checkpoints.best() if dev_batches is not None else step
@@ -206,9 +222,18 @@ def train(
     checkpoints.close()
 
 
-def _check(pending: tuple[tuple[str, ...], StepFigures], step: int, loop: LoopConfig) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Started:
+  """A step that the device may still be at work on."""
+
+  step: int
+  ids: tuple[str, ...]
+  figures: StepFigures
+
+
+def _check(done: _Started, loop: LoopConfig) -> None:
   """Stops the run for a batch that cannot be trained on."""
-  ids, figures = pending
+  step, ids, figures = done.step, done.ids, done.figures
   named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
   if float(figures.count) == 0:
     raise UserError(f"step {step}: nothing to train on (no answer token, or no real passage) in examples {named}")
