@@ -156,6 +156,7 @@ class LoraConfig:
 
 
 def check_master_dtype(config: object, optimizer: OptimizerConfig, lora: LoraConfig) -> None:
+  """Refuses a type of trained weights where corrections are trained in place of weights."""
   if lora.rank and optimizer.master_dtype != "float32":
     raise UserError(
       f"{type(config).__name__}: lora.rank {lora.rank} trains corrections, which are float32; leave out "
