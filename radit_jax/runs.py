@@ -105,8 +105,17 @@ def check_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any]
     check_same(path, stored["recipe"], wanted)
 
 
-def open_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any]) -> None:
+def open_run(
+  workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any], *, attention: dict[str, str] | None = None
+) -> None:
   """Writes ``run.json`` (resolved options, versions, fingerprints), after :func:`check_run`.
+
+  Args:
+    workdir: of the run.
+    verb: its name.
+    wanted: see :func:`recipe`.
+    attention: form of attention and why it was chosen: written down, and no part of the recipe. None keeps what an
+      earlier call has written.
 
   Raises:
     UserError: the directory belongs to another verb or recipe.
@@ -114,4 +123,8 @@ def open_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any])
   check_run(workdir, verb, wanted)
   versions = {n: importlib.metadata.version(n) for n in ("jax", "flax", "optax", "orbax-checkpoint", "transformers")}
   versions |= {"radit_jax": radit_jax.__version__, "python": platform.python_version()}
-  files.write_json(pathlib.Path(workdir) / RUN, {"verb": verb, "recipe": wanted, "versions": versions})
+  path = pathlib.Path(workdir) / RUN
+  if attention is None and path.exists():
+    attention = files.read_json(path).get("attention")
+  beside = {} if attention is None else {"attention": attention}
+  files.write_json(path, {"verb": verb, "recipe": wanted, "versions": versions, **beside})

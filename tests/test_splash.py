@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from radit_jax.errors import UserError
-from radit_jax.models.attention import attention, attention_kind, platform_in_force
+from radit_jax.models.attention import attention, attention_choice, platform_in_force
 from radit_jax.models.decoder import Decoder, DecoderConfig, _visible
 from radit_jax.models.splash import check_mesh, splash_attention
 from radit_jax.parallel_context import ParallelContextBatch
@@ -186,10 +186,10 @@ def test_sharded_equals_one_device(rng, mesh8):
 
 
 def test_which_form_runs_where():
-  assert attention_kind("tpu") == "splash"
-  for plain in (("cpu", True, False), ("gpu", True, False), (None, True, False), ("tpu", False, False)):
-    assert attention_kind(plain[0], causal=plain[1], cached=plain[2]) == "plain"
-  assert attention_kind("tpu", cached=True) == "plain"
+  assert attention_choice("tpu").kind == "splash"
+  for platform, causal, cached in (("cpu", True, False), (None, True, False), ("tpu", False, False)):
+    assert attention_choice(platform, causal=causal, cached=cached).kind == "plain"
+  assert attention_choice("tpu", cached=True).kind == "plain"
   assert platform_in_force() is None
 
 

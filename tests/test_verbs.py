@@ -370,6 +370,8 @@ def test_bfloat16_weights_resume_bit_for_bit_and_leave_as_they_are(made, parts, 
 
   optimizer = dataclasses.replace(OPTIMIZER, master_dtype="bfloat16")
   whole = train_generator(generator_config(made, parts, tmp_path / "whole", optimizer=optimizer))
+  attention = {"kind": "plain", "reason": "the platform is cpu"}
+  assert files.read_json(tmp_path / "whole/run.json")["attention"] == attention
   tensors = load_file(f"{whole.generator}/model.safetensors")
   assert {t.dtype.name for t in tensors.values()} == {"bfloat16"}
   assert files.read_json(f"{whole.generator}/config.json")["dtype"] == "bfloat16"
@@ -385,6 +387,8 @@ def test_bfloat16_weights_resume_bit_for_bit_and_leave_as_they_are(made, parts, 
     train_generator(generator_config(made, parts, tmp_path / "cut", optimizer=optimizer), progress=kill)
   again = train_generator(generator_config(made, parts, tmp_path / "cut", optimizer=optimizer))
   assert fingerprint(whole.generator) == fingerprint(again.generator)
+  assert train_generator(generator_config(made, parts, tmp_path / "cut", optimizer=optimizer)) == again
+  assert files.read_json(tmp_path / "cut/run.json")["attention"] == attention
 
 
 def test_remat_changes_memory_and_not_the_loss(made, parts, tmp_path):
@@ -396,6 +400,8 @@ def test_query_encoder_with_lora_reads_the_same_index(made, parts, tmp_path):
   lora = c.LoraConfig(rank=2)
   before = files.read_json(f"{made}/index/manifest.json")
   result = train_retriever(retriever_config(made, parts, tmp_path / "run", lora=lora))
+  attention = {"kind": "plain", "reason": "the model sees later tokens too"}
+  assert files.read_json(tmp_path / "run/run.json")["attention"] == attention
   assert fingerprint(result.query_encoder) != fingerprint(parts["encoder"])
   assert passage_encoder_of(result.query_encoder) == fingerprint(parts["encoder"])
   assert files.read_json(f"{made}/index/manifest.json") == before

@@ -131,6 +131,11 @@ def packed_in_order(packing: Packing) -> list[PackedBatch]:
   return same_rows(batches, packing, max(len(batch.rows) for batch in batches))
 
 
+def most_segments(batches: Sequence[PackedBatch]) -> int:
+  """Segments of the row that has most, the padding behind its prompts among them."""
+  return 1 + max(len(row) for batch in batches for row in batch.rows)
+
+
 class PackedPlan(EpochPlan[PackedBatch]):
   """A run in packed rows; position is the step number.
 
@@ -144,6 +149,7 @@ class PackedPlan(EpochPlan[PackedBatch]):
 
   Attributes:
     num_rows: R.
+    segments: see :func:`most_segments`.
     buckets: T alone, see :class:`radit_jax.data.plan.RunPlan`.
     padding: share of the tokens of an epoch's rows that is padding.
   """
@@ -151,11 +157,12 @@ class PackedPlan(EpochPlan[PackedBatch]):
   def __init__(self, packing: Packing, *, seed: int, num_steps: int | None = None, epochs: float = 1.0) -> None:
     filled = {0: fill(packing, seed=seed, epoch=0)}
     steps = max(1, round(epochs * len(filled[0]))) if num_steps is None else num_steps
-    self.num_rows = rows = max(
-      len(batch.rows)
-      for epoch in range(-(-steps // len(filled[0])))
-      for batch in (filled.get(epoch) or fill(packing, seed=seed, epoch=epoch))
-    )
+    self.num_rows, self.segments = 0, 0
+    for epoch in range(-(-steps // len(filled[0]))):
+      batches = filled.get(epoch) or fill(packing, seed=seed, epoch=epoch)
+      self.num_rows = max(self.num_rows, *(len(batch.rows) for batch in batches))
+      self.segments = max(self.segments, most_segments(batches))
+    rows = self.num_rows
 
     def make(epoch: int) -> list[PackedBatch]:
       return same_rows(filled.pop(epoch, []) or fill(packing, seed=seed, epoch=epoch), packing, rows)

@@ -1,31 +1,72 @@
 """Attention with grouped keys and values: the plain form, right on every platform, and which form runs where."""
 
+import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, DTypeLike, Float
 
-AttentionKind = Literal["plain", "splash"]
+from radit_jax.models.cudnn import why_not
+
+AttentionKind = Literal["plain", "splash", "cudnn"]
 
 
-def attention_kind(platform: str | None, *, causal: bool = True, cached: bool = False) -> AttentionKind:
+@dataclasses.dataclass(frozen=True)
+class AttentionChoice:
+  """A form of attention, and why it was chosen."""
+
+  kind: AttentionKind
+  reason: str
+
+
+def attention_choice(
+  platform: str | None,
+  *,
+  causal: bool = True,
+  cached: bool = False,
+  windows: bool = False,
+  soft_cap: float | None = None,
+  dtype: DTypeLike = jnp.float32,
+  head_dim: int = 128,
+  capability: tuple[int, int] | None = None,
+) -> AttentionChoice:
   """Which form of attention a model takes.
 
   Args:
     platform: of the devices, as of :func:`platform_in_force`.
     causal: whether a token sees earlier ones only.
     cached: whether keys are read from a cache.
+    windows: whether any layer has a window.
+    soft_cap: of the scores.
+    dtype: of computation.
+    head_dim: width of one head.
+    capability: of the GPU, see :func:`radit_jax.models.cudnn.capability`.
 
   Returns:
-    "splash" (:func:`radit_jax.models.splash.splash_attention`) for whole rows of a causal model on a TPU, which is
-    training and scoring; "plain" (:func:`attention`) for everything else.
+    For whole rows of a causal model, which is training and scoring, "splash"
+    (:func:`radit_jax.models.splash.splash_attention`) on a TPU, and "cudnn"
+    (:func:`radit_jax.models.cudnn.cudnn_attention`) on a GPU where it can run; "plain" (:func:`attention`) for
+    everything else.
 
   Example:
-    >>> attention_kind("tpu"), attention_kind("tpu", cached=True), attention_kind("cpu")
+    >>> attention_choice("tpu").kind, attention_choice("tpu", cached=True).kind, attention_choice("cpu").kind
     ('splash', 'plain', 'plain')
+    >>> attention_choice("gpu", dtype=jnp.bfloat16, capability=(8, 0)).reason
+    'packed segments need compute capability 9.0 (Hopper), this GPU has 8.0'
   """
-  return "splash" if platform == "tpu" and causal and not cached else "plain"
+  if not causal:
+    return AttentionChoice("plain", "the model sees later tokens too")
+  if cached:
+    return AttentionChoice("plain", "keys are read from a cache")
+  if platform == "tpu":
+    return AttentionChoice("splash", "whole rows on a TPU")
+  if platform != "gpu":
+    return AttentionChoice("plain", f"the platform is {platform or 'not known without a mesh'}")
+  if windows or soft_cap is not None:
+    return AttentionChoice("plain", f"cudnn is used without {'windows' if windows else 'soft caps'} only")
+  reason = why_not(dtype=dtype, head_dim=head_dim, capability=capability)
+  return AttentionChoice("cudnn", "whole rows on a GPU") if reason is None else AttentionChoice("plain", reason)
 
 
 def platform_in_force() -> str | None:

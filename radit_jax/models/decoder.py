@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from radit_jax.config import Remat
 from radit_jax.errors import UserError
-from radit_jax.models.attention import AttentionKind, attention, attention_kind, platform_in_force
+from radit_jax.models import cudnn
+from radit_jax.models.attention import AttentionChoice, AttentionKind, attention, attention_choice, platform_in_force
 from radit_jax.models.kernels import project
 from radit_jax.models.remat import rematerialized
 from radit_jax.models.rotary import Rotary, turn, turns
@@ -227,8 +228,9 @@ class Decoder(nnx.Module):
     dtype: computation type. Parameters keep their own type and are cast where they are used; norms, softmax, rotary
       angles and logits are float32 in any case.
     remat: what the backward pass computes again of each layer, see :func:`radit_jax.models.remat.rematerialized`.
-    kind: form of attention without a cache; None for :func:`radit_jax.models.attention.attention_kind`'s choice on
-      the mesh in force. "splash" on other platforms than TPUs is interpreted: right and slow, for tests.
+    kind: form of attention without a cache; None for :func:`radit_jax.models.attention.attention_choice`'s on the
+      mesh in force. "splash" on other platforms than TPUs is interpreted: right and slow, for tests.
+    max_segments: segments in a row, padding among them, that attention "cudnn" makes room for: 2 for padded rows.
 
   Example:
     >>> generator = Decoder(DecoderConfig.tiny(vocab_size=50), rngs=nnx.Rngs(0))
@@ -245,12 +247,14 @@ class Decoder(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     remat: Remat = "none",
     kind: AttentionKind | None = None,
+    max_segments: int = 2,
   ):
     vocab, width = config.vocab_size, config.hidden_size
     self.config = config
     self.dtype = jnp.dtype(dtype)
     self.remat = remat
     self.kind = kind
+    self.max_segments = max_segments
     self.embedding = nnx.Param(
       jax.random.normal(rngs.params(), (vocab, width)) / width**0.5, logical_axes=("vocab", "embed")
     )
@@ -319,7 +323,7 @@ class Decoder(nnx.Module):
     x = _norm(x, self.embedding_norm, config)
 
     if cache is None:
-      attend, rotary_of = _without_cache(config, self.kind, positions, segment_ids)
+      attend, rotary_of = _without_cache(config, self.attention().kind, self.max_segments, positions, segment_ids)
 
       def layer_step(x: Array, scanned: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
         layer, i = scanned
@@ -357,6 +361,26 @@ class Decoder(nnx.Module):
     (x, k, v), _ = jax.lax.scan(cached_step, (x, cache.k, cache.v), (self.layers, jnp.arange(config.num_layers)))
     x = _norm(x, self.final_norm, config)
     return x, KeyValueCache(k, v, cached_segments, cached_positions, slot + num_tokens)
+
+  def attention(self) -> AttentionChoice:
+    """The form of attention of whole rows on the mesh in force.
+
+    Raises:
+      UserError: "cudnn" was asked for where it cannot run.
+    """
+    config = self.config
+    choice = attention_choice(
+      "gpu" if self.kind == "cudnn" else platform_in_force(),
+      causal=config.causal,
+      windows=config.window is not None,
+      soft_cap=config.attention_soft_cap,
+      dtype=self.dtype,
+      head_dim=config.head_dim,
+      capability=cudnn.capability(),
+    )
+    if self.kind == "cudnn" and choice.kind != "cudnn":
+      raise UserError(f"attention cudnn: {choice.reason}; use plain")
+    return choice if self.kind is None else AttentionChoice(self.kind, "asked for")
 
   def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Logits of the next token, float32; apart from the hidden states, so that no caller has to hold [T, V]."""
@@ -433,16 +457,26 @@ def _masks(
 
 
 def _without_cache(
-  config: DecoderConfig, kind: AttentionKind | None, positions: Int[Array, "N T"], segment_ids: Int[Array, "N T"]
+  config: DecoderConfig,
+  kind: AttentionKind,
+  max_segments: int,
+  positions: Int[Array, "N T"],
+  segment_ids: Int[Array, "N T"],
 ) -> tuple[Callable[[Array, Array, Array, Array], Array], Callable[[Array], tuple[Array, Array]]]:
   """Attention ``(i, q, k, v) -> attended`` and rotary positions of each layer, for rows that are seen whole."""
-  platform = platform_in_force()
   rotary_of = _rotaries(config, positions)
-  if (kind or attention_kind(platform, causal=config.causal)) == "plain":
+  if kind == "plain":
     mask_of = _masks(config, positions, segment_ids, segment_ids, positions, 0)
     return lambda i, q, k, v: _attend(config, q, k, v, mask_of(i)), rotary_of
   if not config.causal:
-    raise ValueError("splash attention is for models that see earlier tokens only; this one sees later ones too")
+    raise ValueError(f"{kind} attention is for models that see earlier tokens only; this one sees later ones too")
+  if kind == "cudnn":
+
+    def fused(i: Array, q: Array, k: Array, v: Array) -> Array:
+      scale = config.attention_scale
+      return cudnn.cudnn_attention(q, k, v, segment_ids=segment_ids, max_segments=max_segments, scale=scale)
+
+    return fused, rotary_of
 
   def splash(q: Array, k: Array, v: Array, window: int | None) -> Array:
     return splash_attention(
@@ -453,7 +487,7 @@ def _without_cache(
       window=window,
       scale=config.attention_scale,
       soft_cap=config.attention_soft_cap,
-      interpret=platform != "tpu",
+      interpret=platform_in_force() != "tpu",
     )
 
   def attend(i: Array, q: Array, k: Array, v: Array) -> Array:

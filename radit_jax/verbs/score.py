@@ -11,7 +11,7 @@ from radit_jax.config import ScoreConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import PassageScores, RetrievedStore, ScoreStore, write_scores
-from radit_jax.data.packing import packed_in_order
+from radit_jax.data.packing import most_segments, packed_in_order
 from radit_jax.data.plan import PlannedBatch, plan_in_order, row_multiple
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
@@ -104,7 +104,8 @@ def _score(generator, retrieved, passages, prompt, lengths, config, mesh, progre
   if config.pack_tokens is None:
     plan = plan_in_order(lengths.rows, batch_size=batch_size, bucket_multiple=row_multiple(jax.default_backend()))
   else:
-    plan = packed_in_order(tuning.packing(lengths, config.pack_tokens, batch_size, mesh))
+    packed = packed_in_order(tuning.packing(lengths, config.pack_tokens, batch_size, mesh))
+    plan, generator.max_segments = packed, most_segments(packed)
   found: dict[str, PassageScores] = {}
   batches = parallel_context_batches(
     retrieved,

@@ -112,6 +112,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     plans = tuning.make_plans(lengths["train"].rows, lengths["dev"].rows, loop=loop, mesh=mesh)
   else:
     plans = tuning.make_packed_plans(lengths["train"], lengths["dev"], config.pack_tokens, loop=loop, mesh=mesh)
+  generator.max_segments = plans.segments
 
   def stream(name: str, of: Sequence[PlannedBatch], size: int, seed: int | None, start: int = 0) -> Iterator[Batch]:
     return iter(

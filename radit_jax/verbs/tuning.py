@@ -14,9 +14,10 @@ from jaxtyping import Int
 from radit_jax import files, runs, sharding
 from radit_jax.config import Dtype, LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.batches import RowLengths
-from radit_jax.data.packing import PackedPlan, Packing, packed_in_order
+from radit_jax.data.packing import PackedPlan, Packing, most_segments, packed_in_order
 from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
 from radit_jax.errors import UserError
+from radit_jax.models.attention import AttentionChoice, attention_choice
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.lora import add_lora, merge_lora, quantize_base
@@ -45,11 +46,13 @@ class Plans:
     train: position is the step number.
     dev: every dev example once, in at most two row lengths.
     dev_size: examples of a dev batch over all hosts.
+    segments: of the row that has most; of padded rows a prompt and its padding.
   """
 
   train: RunPlan | PackedPlan
   dev: Sequence[PlannedBatch]
   dev_size: int
+  segments: int = 2
 
 
 def make_plans(
@@ -99,7 +102,8 @@ def make_packed_plans(
     epochs=loop.epochs,
   )
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths.each)), mesh)
-  return Plans(plan, packed_in_order(packing(dev_lengths, row_tokens, dev_size, mesh)), dev_size)
+  dev = packed_in_order(packing(dev_lengths, row_tokens, dev_size, mesh))
+  return Plans(plan, dev, dev_size, max(plan.segments, most_segments(dev)))
 
 
 def packing(lengths: RowLengths, row_tokens: int, batch_size: int, mesh: Mesh, *, parts: int = 1) -> Packing:
@@ -249,6 +253,12 @@ def export_tuned(model: Any, load: Load, config: TuningVerb, *, base: str) -> An
     return merge_lora(model, into=load(mesh=None, param_dtype=None))
 
 
+def _attention(model: Any) -> AttentionChoice:
+  """What a generator or an encoder attends with on the mesh in force."""
+  body = getattr(model, "body", model)
+  return body.attention() if isinstance(body, Decoder) else attention_choice(None, causal=False)
+
+
 def _host() -> jax.Device:
   return jax.local_devices(backend="cpu")[0]
 
@@ -292,7 +302,9 @@ def tune(
     TrainingError: repeated non-finite steps.
     Preempted: SIGTERM; the state is saved.
   """
-  runs.open_run(config.workdir, verb, wanted)
+  with jax.set_mesh(mesh):
+    choice = _attention(model)
+  runs.open_run(config.workdir, verb, wanted, attention=dataclasses.asdict(choice))
   write_first_batch(config.workdir, batches, tokenizer)
   trained = train(
     model,
