@@ -1,13 +1,16 @@
 """One mesh factory, and one table from the logical axes that parameters name to the axes of the mesh."""
 
+import math
 from typing import Any
 
 import jax
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from radit_jax.config import MeshConfig
 from radit_jax.errors import UserError
+from radit_jax.topology import arrange
 
 #: Logical axis -> mesh axis. Parameters are spread over `fsdp` along the model width and over `tensor` along heads,
 #: hidden units and vocabulary (Megatron's split: one all-reduce per block); what is small stays whole everywhere.
@@ -33,7 +36,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), *, devices: list[jax.Device] | 
     devices: default all devices of all processes.
 
   Raises:
-    UserError: the sizes do not multiply to the number of devices, or there are several processes.
+    UserError: the sizes do not fit the devices, see :func:`radit_jax.topology.arrange`, or there are several processes.
 
   Example:
     >>> make_mesh().axis_names
@@ -42,14 +45,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), *, devices: list[jax.Device] | 
   if jax.process_count() > 1:
     raise UserError(f"{jax.process_count()} processes: this version runs in one process, over all devices it sees")
   devices = jax.devices() if devices is None else devices
-  inner = config.fsdp * config.tensor
-  if len(devices) % inner or (config.data != -1 and config.data * inner != len(devices)):
-    raise UserError(
-      f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not make {len(devices)} devices; "
-      f"data={len(devices)} fsdp=1 tensor=1 would"
-    )
-  sizes = (len(devices) // inner, config.fsdp, config.tensor)
-  return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+  return Mesh(arrange(config, devices), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
 def partition_spec(logical_axes: tuple[str | None, ...]) -> PartitionSpec:
@@ -91,7 +87,7 @@ def _sharding(path: Any, leaf: Any, mesh: Mesh | AbstractMesh) -> Any:
     if axis is not None and size % mesh.shape[axis]:
       raise UserError(
         f"{jax.tree_util.keystr(path)}: its {logical} dimension is {size}, which mesh axis {axis}={mesh.shape[axis]} "
-        f"does not divide; {axis}=1 always works"
+        f"does not divide; {_with_smaller(mesh, axis, math.gcd(size, mesh.shape[axis]))} does"
       )
   # Written as jit writes what a step returns, or the second step would be another program: without axes of size 1.
   kept = _spec([axis if axis is not None and mesh.shape[axis] > 1 else None for axis in spec])
@@ -116,6 +112,25 @@ def parameter_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
   )
 
 
+def constrain_rows(x: Array) -> Array:
+  """Pins an activation to where its rows are: split over ``data`` and ``fsdp``, whole in every other dimension.
+
+  Parameters are spread over ``fsdp`` too. Where nothing pins the rows, the compiler may bring all of them together
+  rather than the kernel that they meet. As it is without a mesh in force (``jax.set_mesh``).
+
+  Args:
+    x: ``[N, ...]``, first dimension rows.
+
+  Raises:
+    UserError: a number of rows that the mesh does not divide.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  check_rows(x.shape[0], mesh)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES))
+
+
 def row_sharding(mesh: Mesh) -> NamedSharding:
   """Sharding of everything whose first dimension is rows, examples or queries."""
   return NamedSharding(mesh, PartitionSpec(ROW_AXES))
@@ -128,26 +143,52 @@ def round_up_rows(count: int, mesh: Mesh) -> int:
     >>> round_up_rows(5, make_mesh(devices=jax.devices()[:1]))
     5
   """
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = row_shards(mesh)
   return -(-count // shards) * shards
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
   """Parts the rows of a batch are split into: ``data`` x ``fsdp``."""
   return int(mesh.shape["data"] * mesh.shape["fsdp"])
 
 
-def check_rows(count: int, mesh: Mesh) -> None:
+def check_heads(mesh: Mesh | AbstractMesh, **counts: int) -> None:
+  """Refuses heads that ``tensor`` does not divide: half a head would be computed by nobody.
+
+  Args:
+    mesh: without axes, everything fits.
+    counts: ``num_heads`` and, where they differ, ``num_kv_heads``.
+
+  Raises:
+    UserError: naming both numbers and the mesh that works.
+  """
+  tensor = dict(mesh.shape).get("tensor", 1)
+  for name, count in counts.items():
+    if count % tensor:
+      works = _with_smaller(mesh, "tensor", math.gcd(tensor, *counts.values()))
+      raise UserError(f"{name} {count} over mesh axis tensor={tensor}: not divisible; {works} is")
+
+
+def _with_smaller(mesh: Mesh | AbstractMesh, axis: str, size: int) -> str:
+  """The same devices with less of one axis, a divisor of what it is, and more of ``data``."""
+  sizes = {"data": 1, "fsdp": 1, "tensor": 1, **mesh.shape}
+  sizes["data"] *= sizes[axis] // size
+  sizes[axis] = size
+  return " ".join(f"{name}={n}" for name, n in sizes.items())
+
+
+def check_rows(count: int, mesh: Mesh | AbstractMesh) -> None:
   """Refuses a batch that the row axes do not divide, before anything is compiled.
 
   Raises:
-    UserError: naming the batch, the axes and the multiple that works.
+    UserError: naming the batch, the axes and the nearest batch that works.
   """
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = row_shards(mesh)
   if count % shards:
+    multiple = max(round(count / shards), 1) * shards
     raise UserError(
       f"batch of {count} rows over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}: "
-      f"choose a batch size that is a multiple of {shards}"
+      f"choose a batch size that is a multiple of {shards}, such as {multiple}"
     )
 
 

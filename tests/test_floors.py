@@ -18,6 +18,8 @@ FLOORS = {
   "losses": 0,
   "parallel_context": 0,
   "sharding": 0,
+  "topology": 0,
+  "collectives": 0,
   "config": 0,
   "errors": 0,
   "files": 0,

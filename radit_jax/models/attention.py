@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from radit_jax.models.cudnn import why_not
+from radit_jax.sharding import check_heads
 
 AttentionKind = Literal["plain", "splash", "cudnn"]
 
@@ -102,6 +103,9 @@ def attention(
   Returns:
     The mixed values, in ``v``'s dtype.
 
+  Raises:
+    UserError: heads that ``tensor`` of the mesh in force does not divide.
+
   Example:
     >>> import jax.numpy as jnp
     >>> q, k = jnp.zeros((1, 1, 2, 4)), jnp.zeros((1, 3, 1, 4))
@@ -110,6 +114,7 @@ def attention(
     >>> attention(q, k, v, mask=mask)[0, 0, :, 0].tolist()   # mean of 0 and 1, for both query heads
     [0.5, 0.5]
   """
+  check_heads(jax.sharding.get_abstract_mesh(), num_heads=q.shape[2], num_kv_heads=k.shape[2])
   if soft_cap is None:
     # implementation="xla" is pinned: left to itself JAX may choose another kernel without saying so. It masks with a
     # large finite number, so a row without a key stays finite, and takes the softmax in float32 for any input dtype.

@@ -11,9 +11,11 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 from radit_jax.config import Remat
 from radit_jax.errors import UserError
 from radit_jax.models.attention import attention
+from radit_jax.models.embedding import look_up
 from radit_jax.models.kernels import project
 from radit_jax.models.remat import rematerialized
 from radit_jax.models.source import SourceFiles
+from radit_jax.sharding import constrain_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,11 @@ class BertConfig:
         raise UserError(f"BertConfig.{field.name} = {getattr(self, field.name)}: must be greater than 0")
     if self.hidden_size % self.num_heads:
       raise UserError(f"BertConfig: hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
+
+  @property
+  def heads(self) -> dict[str, int]:
+    """What a mesh must be able to spread, see :func:`radit_jax.sharding.check_heads`."""
+    return {"num_heads": self.num_heads}
 
   @property
   def longest_row(self) -> int:
@@ -110,7 +117,8 @@ class BertLayer(nnx.Module):
     flat = _layer_norm(flat, self.attention_norm[...], self.attention_norm_bias[...], eps)
     h = jax.nn.gelu(project(flat, self.up_kernel, self.up_bias), approximate=False)
     flat = flat + project(h, self.down_kernel, self.down_bias)
-    return _layer_norm(flat, self.mlp_norm[...], self.mlp_norm_bias[...], eps).reshape(x.shape)
+    flat = _layer_norm(flat, self.mlp_norm[...], self.mlp_norm_bias[...], eps)
+    return constrain_rows(flat.reshape(x.shape))
 
 
 class Bert(nnx.Module):
@@ -169,7 +177,7 @@ class Bert(nnx.Module):
       places = table[:num_tokens]
     else:
       places = table[jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32), 0) + config.padding_position]
-    x = self.word_embedding[...][tokens].astype(jnp.float32)
+    x = look_up(self.word_embedding, tokens, jnp.float32)
     x = x + places.astype(jnp.float32) + self.type_embedding[...][0]
     x = _layer_norm(x, self.embedding_norm[...], self.embedding_norm_bias[...], config.layer_norm_eps)
     keys = jnp.broadcast_to(mask[:, None, None, :], (len(tokens), 1, num_tokens, num_tokens))

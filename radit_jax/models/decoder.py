@@ -13,11 +13,13 @@ from radit_jax.config import Remat
 from radit_jax.errors import UserError
 from radit_jax.models import cudnn
 from radit_jax.models.attention import AttentionChoice, AttentionKind, attention, attention_choice, platform_in_force
+from radit_jax.models.embedding import look_up
 from radit_jax.models.kernels import project
 from radit_jax.models.remat import rematerialized
 from radit_jax.models.rotary import Rotary, turn, turns
 from radit_jax.models.source import SourceFiles
 from radit_jax.models.splash import splash_attention
+from radit_jax.sharding import constrain_rows
 
 _T = TypeVar("_T")
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -109,6 +111,11 @@ class DecoderConfig:
       )
     if self.activation not in _ACTIVATIONS:
       raise UserError(f"DecoderConfig.activation = {self.activation!r}: must be one of {', '.join(_ACTIVATIONS)}")
+
+  @property
+  def heads(self) -> dict[str, int]:
+    """What a mesh must be able to spread, see :func:`radit_jax.sharding.check_heads`."""
+    return {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
 
   @classmethod
   def tiny(cls, vocab_size: int) -> Self:
@@ -216,7 +223,8 @@ class DecoderLayer(nnx.Module):
     flat = flat + _norm(read, self.attention_out_norm, config)
     h = _norm(flat, self.mlp_norm, config)
     h = _ACTIVATIONS[config.activation](project(h, self.gate_kernel)) * project(h, self.up_kernel)
-    return (flat + _norm(project(h, self.down_kernel), self.mlp_out_norm, config)).reshape(x.shape)
+    out = flat + _norm(project(h, self.down_kernel), self.mlp_out_norm, config)
+    return constrain_rows(out.reshape(x.shape))
 
 
 class Decoder(nnx.Module):
@@ -319,7 +327,7 @@ class Decoder(nnx.Module):
       seen = 0 if cache is None else jnp.sum(cache.segment_ids != 0, axis=1, keepdims=True, dtype=jnp.int32)
       positions = seen + jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32), (num_rows, num_tokens))
     config = self.config
-    x = self.embedding[...][tokens].astype(self.dtype) * jnp.asarray(config.embedding_scale, self.dtype)
+    x = look_up(self.embedding, tokens, self.dtype) * jnp.asarray(config.embedding_scale, self.dtype)
     x = _norm(x, self.embedding_norm, config)
 
     if cache is None:

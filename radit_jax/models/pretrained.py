@@ -25,6 +25,7 @@ from radit_jax.models.encoder import TextEncoder
 from radit_jax.models.hub import local_directory
 from radit_jax.models.sentence_files import encoder_temperature
 from radit_jax.models.tokenizer_files import check_vocabulary, load_end_ids, load_tokenizer, write_tokenizer
+from radit_jax.sharding import check_heads
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,8 @@ def load_generator(
     abstract: everything is checked, the files by their headers, and the parameters are shapes without values.
 
   Raises:
-    UserError: another architecture, a feature that is not supported, tensors missing, unknown or misshapen.
+    UserError: another architecture, a feature that is not supported, tensors missing, unknown or misshapen; heads or
+      dimensions that the mesh does not divide.
   """
   root = local_directory(path)
   config = hf_config.read_generator_config(root)
@@ -104,7 +106,7 @@ def load_encoder(
 
   Raises:
     UserError: another architecture, an unsupported feature or pooling, no word on the pooling, tensors missing,
-      unknown or misshapen.
+      unknown or misshapen; heads or dimensions that the mesh does not divide.
   """
   model = sentence_files.model_directory(path)
   config = hf_config.read_encoder_config(model)
@@ -159,6 +161,8 @@ def _filled(
   if config.source is not None:
     source = dataclasses.replace(config.source, prefix=prefix, tied_head=tied_head)
     config = dataclasses.replace(config, source=source)
+  if mesh is not None:
+    check_heads(mesh, **config.heads)
   computation = jnp.float32 if dtype is None else dtype
   body = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), dtype=computation, remat=remat))
   hf_weights.fill(body, tensors, root, mesh, param_dtype, abstract=abstract)

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from radit_jax.errors import UserError
-from radit_jax.sharding import ROW_AXES
+from radit_jax.sharding import ROW_AXES, check_heads, check_rows
 
 #: The kernel reads keys in blocks of a multiple of this many.
 BLOCK = 128
@@ -66,36 +66,13 @@ def splash_attention(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return on_one_device(scaled, k, v, segment_ids)
-  check_mesh(dict(mesh.shape), num_rows=num_rows, num_heads=heads, num_kv_heads=k.shape[2])
+  check_heads(mesh, num_heads=heads, num_kv_heads=k.shape[2])
+  check_rows(num_rows, mesh)
   rows = tuple(axis for axis in ROW_AXES if axis in mesh.axis_names) or None
   spread = PartitionSpec(rows, None, "tensor" if "tensor" in mesh.axis_names else None, None)
   specs = (spread, spread, spread, PartitionSpec(rows, None))
   # check_vma=False: a Pallas kernel does not say over which axes its results vary.
   return jax.shard_map(on_one_device, in_specs=specs, out_specs=spread, check_vma=False)(scaled, k, v, segment_ids)
-
-
-def check_mesh(mesh_shape: dict[str, int], *, num_rows: int, num_heads: int, num_kv_heads: int) -> None:
-  """Refuses what cannot be cut into equal parts, before anything is compiled.
-
-  Raises:
-    UserError: naming the number and the axes.
-
-  Example:
-    >>> check_mesh({"data": 2, "fsdp": 2, "tensor": 2}, num_rows=8, num_heads=6, num_kv_heads=2)
-  """
-  tensor = mesh_shape.get("tensor", 1)
-  for name, count in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
-    if count % tensor:
-      nearest = max(size for size in range(1, tensor) if num_heads % size == 0 and num_kv_heads % size == 0)
-      raise UserError(f"{name} {count} over mesh axis tensor={tensor}: not divisible; tensor={nearest} is")
-  shards = 1
-  for axis in ROW_AXES:
-    shards *= mesh_shape.get(axis, 1)
-  if num_rows % shards:
-    raise UserError(
-      f"{num_rows} rows over data={mesh_shape.get('data', 1)} x fsdp={mesh_shape.get('fsdp', 1)}: "
-      f"choose a batch size that is a multiple of {shards}"
-    )
 
 
 def _check_tokens(num_tokens: int) -> None:

@@ -1,6 +1,7 @@
 """Texts to embeddings: sorted by length, run through the encoder in few shapes, finished shards kept."""
 
 import collections
+import contextlib
 import io
 import os
 import pathlib
@@ -257,7 +258,8 @@ def _encode_all(
       tokens[i, : len(ids[row])] = ids[row]
       mask[i, : len(ids[row])] = True
     batch = (tokens, mask) if mesh is None else place_rows((tokens, mask), mesh)
-    in_flight.append((rows, _encode(encoder, *batch)))
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+      in_flight.append((rows, _encode(encoder, *batch)))
     if len(in_flight) > _IN_FLIGHT:
       collect()
   while in_flight:

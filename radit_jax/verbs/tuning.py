@@ -20,7 +20,7 @@ from radit_jax.errors import UserError
 from radit_jax.models.attention import AttentionChoice, attention_choice
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
-from radit_jax.models.lora import add_lora, merge_lora, quantize_base
+from radit_jax.models.lora import add_lora, body_of, merge_lora, quantize_base
 from radit_jax.models.peft_files import fused_targets, save_adapter
 from radit_jax.progress import Progress
 from radit_jax.training.loop import Batch, train
@@ -205,7 +205,7 @@ def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int, mast
     master_dtype: of the whole model; corrections are float32.
 
   Raises:
-    UserError: see :func:`radit_jax.models.lora.add_lora`.
+    UserError: see :func:`radit_jax.models.lora.add_lora`; or heads that the mesh does not divide.
   """
   if not lora.rank:
     return load(mesh=mesh, param_dtype=master_dtype)
@@ -213,7 +213,9 @@ def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int, mast
     base = load(mesh=mesh, param_dtype=None)
   else:
     with jax.default_device(_host()):
-      base = quantize_base(load(mesh=None, param_dtype=None), lora.base)
+      plain = load(mesh=None, param_dtype=None)
+      sharding.check_heads(mesh, **body_of(plain).config.heads)
+      base = quantize_base(plain, lora.base)
   return add_lora(base, lora, rngs=nnx.Rngs(seed))
 
 
