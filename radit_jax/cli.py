@@ -19,7 +19,7 @@ from typing import Any
 
 import radit_jax
 from radit_jax import config as configs
-from radit_jax import display
+from radit_jax import display, hosts
 from radit_jax.errors import Preempted, TrainingError, UserError
 from radit_jax.process import keep_heap, keep_programs
 
@@ -40,6 +40,8 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "convert": ("radit_jax.verbs.convert", "convert", configs.ConvertConfig),
 }
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.
+#: Verbs that compute over all devices of all processes; the others work on files, in one.
+TOGETHER = ("run", "prepare", "index", "retrieve", "score", "train-generator", "train-retriever", "evaluate", "ask")
 LEADING = {"ask": "question", "inspect": "what", "export": "run", "convert": "source"}
 #: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.
 _PATH_ERRORS = {
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   keep_heap()
   keep_programs()
   try:
-    with _one_line_errors():
+    with hosts.together(), _one_line_errors():
       _run(args)
       sys.stdout.flush()
     return 0
@@ -91,8 +93,16 @@ def _run(args: list[str]) -> None:
   module, function, _ = VERBS[verb]
   config = parse(verb, args[1:])
   display.quiet_libraries()
+  if verb in TOGETHER:
+    hosts.connect(_say)
+  elif hosts.configured():
+    raise UserError(f"radit {verb} runs in one process; start it once, with {hosts.COUNT}=1 or without {hosts.ADDRESS}")
+  call = getattr(importlib.import_module(module), function)
+  if not hosts.is_first():
+    call(config)
+    return
   with display.Display() as progress:
-    result = getattr(importlib.import_module(module), function)(config, progress=progress)
+    result = call(config, progress=progress)
   print(result.summary() if hasattr(result, "summary") else result)
 
 

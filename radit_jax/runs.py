@@ -8,7 +8,7 @@ import platform
 from typing import Any
 
 import radit_jax
-from radit_jax import files
+from radit_jax import files, hosts
 from radit_jax.errors import UserError
 
 RUN = "run.json"
@@ -82,8 +82,9 @@ def finished(path: str | os.PathLike[str], kind: str, wanted: dict[str, Any]) ->
   """Whether ``path`` already holds what this recipe would make.
 
   Raises:
-    UserError: it holds what another recipe made, or is damaged.
+    UserError: it holds what another recipe made, or is damaged; or one of several processes does not see it.
   """
+  hosts.check_shared(path)
   if not (pathlib.Path(path) / files.MANIFEST).exists():
     return False
   manifest = files.read_manifest(path, kind)
@@ -95,8 +96,9 @@ def check_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any]
   """Checks that this call continues the run in ``workdir``, if there is one.
 
   Raises:
-    UserError: the directory belongs to another verb or recipe.
+    UserError: the directory belongs to another verb or recipe, or one of several processes does not see it.
   """
+  hosts.check_shared(workdir)
   path = pathlib.Path(workdir) / RUN
   if path.exists():
     stored = files.read_json(path)
@@ -127,4 +129,6 @@ def open_run(
   if attention is None and path.exists():
     attention = files.read_json(path).get("attention")
   beside = {} if attention is None else {"attention": attention}
-  files.write_json(path, {"verb": verb, "recipe": wanted, "versions": versions, **beside})
+  with hosts.one_writes() as mine:
+    if mine:
+      files.write_json(path, {"verb": verb, "recipe": wanted, "versions": versions, **beside})

@@ -1,13 +1,16 @@
 """One mesh factory, and one table from the logical axes that parameters name to the axes of the mesh."""
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from radit_jax import hosts
 from radit_jax.config import MeshConfig
 from radit_jax.errors import UserError
 from radit_jax.topology import arrange
@@ -36,14 +39,15 @@ def make_mesh(config: MeshConfig = MeshConfig(), *, devices: list[jax.Device] | 
     devices: default all devices of all processes.
 
   Raises:
-    UserError: the sizes do not fit the devices, see :func:`radit_jax.topology.arrange`, or there are several processes.
+    UserError: the sizes do not fit the devices, see :func:`radit_jax.topology.arrange`; or several processes were not
+      started by :func:`radit_jax.hosts.connect`.
 
   Example:
     >>> make_mesh().axis_names
     ('data', 'fsdp', 'tensor')
   """
-  if jax.process_count() > 1:
-    raise UserError(f"{jax.process_count()} processes: this version runs in one process, over all devices it sees")
+  if jax.process_count() != hosts.count():
+    raise UserError(f"{jax.process_count()} processes that did not meet: call radit_jax.hosts.connect() first")
   devices = jax.devices() if devices is None else devices
   return Mesh(arrange(config, devices), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
@@ -192,16 +196,113 @@ def check_rows(count: int, mesh: Mesh | AbstractMesh) -> None:
     )
 
 
-def place_rows(tree: Any, mesh: Mesh) -> Any:
+@dataclasses.dataclass(frozen=True)
+class RowShare:
+  """What one process holds of every batch: some of the parts that its rows, and its examples, are split into.
+
+  Attributes:
+    parts: numbers of its parts, ascending.
+    of: parts in all.
+  """
+
+  parts: tuple[int, ...] = (0,)
+  of: int = 1
+
+  def ranges(self, count: int) -> list[range]:
+    """Its rows of a batch of ``count``, parts beside one another joined; ``of`` must divide ``count``.
+
+    Example:
+      >>> RowShare((0, 1, 3), 4).ranges(8)
+      [range(0, 4), range(6, 8)]
+    """
+    size, out = count // self.of, list[range]()
+    for part in self.parts:
+      first = out.pop().start if out and out[-1].stop == part * size else part * size
+      out.append(range(first, (part + 1) * size))
+    return out
+
+
+def row_share(mesh: Mesh) -> RowShare:
+  """The parts that lie on devices of this process: all where it is the only one.
+
+  Where ``tensor`` reaches over several processes, each of them holds, and reads, the same parts.
+  """
+  if hosts.count() == 1:
+    return RowShare()
+  parts = mesh.devices.reshape(row_shards(mesh), -1)
+  own = [i for i, devices in enumerate(parts) if any(d.process_index == hosts.index() for d in devices)]
+  return RowShare(tuple(own), len(parts))
+
+
+def place_rows(tree: Any, mesh: Mesh, *, whole: bool = False) -> Any:
   """Puts a batch of numpy arrays onto the mesh, split along the first dimension.
+
+  Args:
+    tree: this process's rows of the batch, as :func:`row_share` says.
+    mesh: from :func:`make_mesh`.
+    whole: ``tree`` holds all rows of the batch, the same in every process.
 
   Raises:
     UserError: a first dimension that ``data`` x ``fsdp`` does not divide.
   """
-  sharding = row_sharding(mesh)
+  sharding, share = row_sharding(mesh), row_share(mesh)
 
   def place(x: Any) -> jax.Array:
-    check_rows(x.shape[0], mesh)
-    return jax.device_put(x, sharding)
+    rows = x.shape[0] if whole else x.shape[0] * share.of // len(share.parts)
+    check_rows(rows, mesh)
+    if hosts.count() == 1:
+      return jax.device_put(x, sharding)
+    size = rows // share.of
+
+    def part(index: Any) -> Any:
+      number = (index[0].start or 0) // size
+      at = number if whole else share.parts.index(number)
+      return x[at * size : (at + 1) * size]
+
+    return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
 
   return jax.tree.map(place, tree)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+  """``jax.device_put`` of values that every process has: without the check that they are the same in all of them.
+
+  Args:
+    tree: arrays, of this process or on the mesh.
+    shardings: pytree of the same structure.
+  """
+  if hosts.count() == 1:
+    return jax.device_put(tree, shardings)
+
+  def one(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, sharding)
+    values = np.asarray(x)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+  return jax.tree.map(one, tree, shardings)
+
+
+def gather(tree: Any) -> Any:
+  """NumPy arrays of a tree of arrays, whole in every process. With several processes all must call it."""
+
+  def one(x: Any) -> Any:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+      return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(one, tree)
+
+
+def total(tree: Any) -> Any:
+  """Sums over all processes of NumPy arrays of whole numbers below 2^31; all must call it."""
+  if hosts.count() == 1:
+    return tree
+  from jax.experimental import multihost_utils
+
+  def one(x: Any) -> Any:
+    return multihost_utils.process_allgather(x.astype(np.int32)).sum(axis=0, dtype=x.dtype)
+
+  return jax.tree.map(one, tree)

@@ -33,6 +33,7 @@ from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
 from radit_jax.parallel_context import answer_log_likelihoods
+from radit_jax.sharding import RowShare
 
 K, QUESTIONS, PASSAGES = 3, 13, 20
 
@@ -211,14 +212,14 @@ def test_every_example_comes_once_an_epoch_with_its_own_passages(world):
 
 def test_hosts_rows_make_up_the_global_batch(world):
   plan = world.plan()
-  whole = list(world.stream(plan, seed=3, process_index=0, process_count=1))
-  shares = [list(world.stream(plan, seed=3, process_index=i, process_count=2)) for i in range(2)]
+  whole = list(world.stream(plan, seed=3, share=RowShare()))
+  shares = [list(world.stream(plan, seed=3, share=RowShare((i,), 2))) for i in range(2)]
   for (ids, batch), *parts in zip(whole, *shares, strict=True):
     assert sum((p[0] for p in parts), ()) == ids
     joined = jax.tree.map(lambda *x: np.concatenate(x), *(p[1] for p in parts))
     assert equal((ids, joined), (ids, batch))
-  with pytest.raises(UserError, match="batch_size 4: must be a multiple of the 3 hosts"):
-    world.stream(plan, process_index=0, process_count=3)
+  with pytest.raises(UserError, match="batch_size 4: must be a multiple of the 3 parts"):
+    world.stream(plan, share=RowShare((0,), 3))
 
 
 def test_lengths_fit_every_batch_and_count_what_was_cut(world):
@@ -306,7 +307,7 @@ def test_lsr_stream_resumes_and_splits_over_hosts(world):
   plan = RunPlan(query_lengths(world.retrieved, tokenizer(), max_tokens=8), batch_size=4, seed=1, epochs=2)
   whole = list(lsr(world, plan))
   assert all(equal(a, b) for a, b in zip(whole[5:], lsr(world, plan, start=5), strict=True))
-  shares = [list(lsr(world, plan, process_index=i, process_count=4)) for i in range(4)]
+  shares = [list(lsr(world, plan, share=RowShare((i,), 4))) for i in range(4)]
   for (ids, batch), *parts in zip(whole, *shares, strict=True):
     assert sum((p[0] for p in parts), ()) == ids
     assert equal((ids, jax.tree.map(lambda *x: np.concatenate(x), *(p[1] for p in parts))), (ids, batch))

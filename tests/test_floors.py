@@ -23,6 +23,7 @@ FLOORS = {
   "config": 0,
   "errors": 0,
   "files": 0,
+  "hosts": 0,
   "lazy": 0,
   "process": 0,
   "progress": 0,
@@ -54,7 +55,14 @@ HEAVY = {
   "huggingface_hub",
 }
 #: Besides these, nothing is imported by floor 8 before its verb is known.
-LIGHT = {"radit_jax", "radit_jax.config", "radit_jax.display", "radit_jax.errors", "radit_jax.process"}
+LIGHT = {
+  "radit_jax",
+  "radit_jax.config",
+  "radit_jax.display",
+  "radit_jax.errors",
+  "radit_jax.hosts",
+  "radit_jax.process",
+}
 
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
 

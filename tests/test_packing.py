@@ -16,6 +16,7 @@ from radit_jax.data.plan import RunPlan
 from radit_jax.errors import UserError
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.parallel_context import answer_log_likelihoods
+from radit_jax.sharding import RowShare
 from radit_jax.training.step import check_microbatches, ralt_objective
 
 
@@ -176,7 +177,7 @@ def test_packed_streams_resume_at_any_step_and_split_over_hosts(world, lengths):
     rest = list(world.stream(PackedPlan(packing_of(lengths, shards=2), seed=0, epochs=2), seed=3, start=start))
     assert len(rest) == len(plan) - start
     assert all(equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
-  shares = [list(world.stream(plan, seed=3, process_index=i, process_count=2)) for i in range(2)]
+  shares = [list(world.stream(plan, seed=3, share=RowShare((i,), 2))) for i in range(2)]
   for (ids, batch), *parts in zip(whole, *shares, strict=True):
     assert sum((p[0] for p in parts), ()) == ids
     joined = jax.tree.map(lambda *x: np.concatenate(x), *(p[1] for p in parts))

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from radit_jax import hosts
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, ScoreStore
 from radit_jax.data.packing import PackedBatch
@@ -17,6 +18,7 @@ from radit_jax.data.rows import packed_to_batch, rows_to_batch, text_to_batch
 from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.parallel_context import LSRBatch, ParallelContextBatch
+from radit_jax.sharding import RowShare, total
 
 __all__ = [
   "RowLengths",
@@ -71,7 +73,7 @@ class RowLengths:
 def row_lengths(
   retrieved: RetrievedStore, passages: PassageStore, prompt: Prompt, *, k: int, with_passages: bool
 ) -> RowLengths:
-  """Renders every row once, for its length.
+  """Renders every row once, for its length. Each of several processes reads its part of the examples.
 
   Args:
     retrieved: examples.
@@ -87,8 +89,9 @@ def row_lengths(
   each = np.zeros((len(retrieved), k if with_passages else 1), np.int64)
   answers = np.zeros(len(retrieved), np.int64)
   cut_passages = cut_questions = 0
-  for start in range(0, len(retrieved), _MEASURED_AT_ONCE):
-    examples = retrieved.many(range(start, min(start + _MEASURED_AT_ONCE, len(retrieved))))
+  own = _own(len(retrieved))
+  for start in own[::_MEASURED_AT_ONCE]:
+    examples = retrieved.many(range(start, min(start + _MEASURED_AT_ONCE, own.stop)))
     requests = _requests(examples, passages, k, with_passages, seed=None)
     flat = [request for rows in requests for request in rows if request is not None]
     try:
@@ -106,7 +109,8 @@ def row_lengths(
     np.maximum.at(answers, start + b, lengths.answer_tokens)
     cut_passages += int(np.count_nonzero(lengths.cut_passage_tokens))
     cut_questions += int(np.count_nonzero(lengths.cut_question_tokens))
-  return RowLengths(each, answers, cut_passages, cut_questions)
+  each, answers, cuts = total((each, answers, np.array([cut_passages, cut_questions])))
+  return RowLengths(each, answers, int(cuts[0]), int(cuts[1]))
 
 
 def parallel_context_batches(
@@ -121,8 +125,7 @@ def parallel_context_batches(
   answer_tokens: int,
   seed: int | None = None,
   start: int = 0,
-  process_index: int | None = None,
-  process_count: int | None = None,
+  share: RowShare = RowShare(),
 ) -> Iterable[tuple[tuple[str, ...], ParallelContextBatch]]:
   """Batches of a plan, from step ``start`` on: the same as skipping the first ``start`` batches.
 
@@ -138,15 +141,13 @@ def parallel_context_batches(
     answer_tokens: A of rows with one prompt each, see :class:`RowLengths`; packed batches bring their own.
     seed: draws the prompts' markers anew in each epoch; None keeps the fixed ones of evaluation.
     start: first step.
-    process_index: this host; None asks JAX.
-    process_count: hosts; None asks JAX.
+    share: of this process, see :func:`radit_jax.sharding.row_share`; by default the whole batch.
 
   Returns:
-    An iterable of ``(example ids, batch)`` with this host's rows, B / ``process_count`` examples; absent ones have no
-    id.
+    An iterable of ``(example ids, batch)`` with the examples and rows of the share; absent examples have no id.
 
   Raises:
-    UserError: a batch size that the hosts do not divide, or a passage store that is not the examples'.
+    UserError: a batch size that the parts do not divide, or a passage store that is not the examples'.
   """
   _check_passages(retrieved, passages, k, with_passages)
   width = k if with_passages else 1
@@ -154,9 +155,9 @@ def parallel_context_batches(
   def make_packed(
     examples: list[RetrievedExample], planned: PackedBatch, markers: tuple[int, int] | None, first: int, size: int
   ) -> ParallelContextBatch:
-    """This host's examples and this host's rows, which may hold prompts of examples that are another host's."""
-    share = len(planned.rows) * size // batch_size
-    rows = planned.rows[first // size * share : (first // size + 1) * share]
+    """Examples of a part and rows of the same part, which may hold prompts of examples of another one."""
+    per_example = len(planned.rows) / batch_size
+    rows = planned.rows[round(first * per_example) : round((first + size) * per_example)]
     own = range(first, first + len(examples))
     others = sorted({b for row in rows for b, _ in row if b not in own})
     everyone = [*examples, *retrieved.many([planned.examples[b] for b in others])]
@@ -184,7 +185,7 @@ def parallel_context_batches(
       filled, num_tokens=planned.bucket_tokens, num_answer_tokens=answer_tokens, first_slot=first * width
     )
 
-  return _stream(retrieved, plan, make, batch_size, start, process_index, process_count)
+  return _stream(retrieved, plan, make, batch_size, start, share)
 
 
 def query_lengths(
@@ -192,8 +193,10 @@ def query_lengths(
 ) -> Int[np.ndarray, "n"]:
   """Tokens of each example's query as the encoder reads it, ``[n]`` int64."""
   encode = EncoderTokenizer(tokenizer, max_tokens, prompt)
-  rows, _ = encode([example.query for example in retrieved])
-  return np.array([len(row) for row in rows], np.int64)
+  own, lengths = _own(len(retrieved)), np.zeros(len(retrieved), np.int64)
+  rows, _ = encode([example.query for example in retrieved.many(own)])
+  lengths[own.start : own.stop] = [len(row) for row in rows]
+  return total(lengths)
 
 
 def lsr_batches(
@@ -210,8 +213,7 @@ def lsr_batches(
   gold_first: bool = False,
   shuffle_teacher: int | None = None,
   start: int = 0,
-  process_index: int | None = None,
-  process_count: int | None = None,
+  share: RowShare = RowShare(),
 ) -> Iterable[tuple[tuple[str, ...], LSRBatch]]:
   """Batches of a plan for retriever tuning, from step ``start`` on.
 
@@ -230,15 +232,14 @@ def lsr_batches(
     shuffle_teacher: seed of the control: the teacher's scores are permuted within each question, the same way in every
       epoch.
     start: first step.
-    process_index: this host; None asks JAX.
-    process_count: hosts; None asks JAX.
+    share: of this process, see :func:`radit_jax.sharding.row_share`; by default the whole batch.
 
   Returns:
-    An iterable of ``(example ids, batch)`` with this host's examples. An absent example has no passage, and one visible
-    token, so that no attention runs over nothing.
+    An iterable of ``(example ids, batch)`` with the examples of the share. An absent example has no passage, and one
+    visible token, so that no attention runs over nothing.
 
   Raises:
-    UserError: a batch size that the hosts do not divide; k above the passages scored; an example without scores.
+    UserError: a batch size that the parts do not divide; k above the passages scored; an example without scores.
     ValueError: ``gold_first`` with ``scores``.
   """
   if gold_first and scores is not None:
@@ -278,7 +279,12 @@ def lsr_batches(
       passage_rows=rows,
     )
 
-  return _stream(retrieved, plan, make, batch_size, start, process_index, process_count)
+  return _stream(retrieved, plan, make, batch_size, start, share)
+
+
+def _own(count: int) -> range:
+  """What this process measures."""
+  return range(count * hosts.index() // hosts.count(), count * (hosts.index() + 1) // hosts.count())
 
 
 def _stream(
@@ -287,28 +293,35 @@ def _stream(
   make: Callable[[list[RetrievedExample], PlannedBatch, int, int], B],
   batch_size: int,
   start: int,
-  process_index: int | None,
-  process_count: int | None,
+  share: RowShare,
 ) -> Iterable[tuple[tuple[str, ...], B]]:
-  """``make`` over this host's share of each planned batch, two batches ahead in one thread."""
+  """``make`` over this process's share of each planned batch, two batches ahead in one thread."""
   import grain
-  import jax
 
-  index = jax.process_index() if process_index is None else process_index
-  count = jax.process_count() if process_count is None else process_count
-  if batch_size % count:
-    raise UserError(f"batch_size {batch_size}: must be a multiple of the {count} hosts")
-  size = batch_size // count
+  if batch_size % share.of:
+    raise UserError(f"batch_size {batch_size}: must be a multiple of the {share.of} parts that rows are split into")
 
   def load(planned: PlannedBatch) -> tuple[tuple[str, ...], B]:
     if len(planned.examples) > batch_size:
       raise ValueError(f"a planned batch of {len(planned.examples)} examples, batch_size is {batch_size}")
-    examples = retrieved.many(planned.examples[index * size : (index + 1) * size])
-    return tuple(example.id for example in examples), make(examples, planned, index * size, size)
+    ids: list[str] = []
+    made: list[B] = []
+    for span in share.ranges(batch_size):
+      examples = retrieved.many(planned.examples[span.start : span.stop])
+      ids += [example.id for example in examples]
+      made.append(make(examples, planned, span.start, len(span)))
+    return tuple(ids), _joined(made)
 
   dataset = grain.MapDataset.source(plan).map(load)[start:]
   # One thread: rendering holds the interpreter's lock, and the device's own threads want the cores.
   return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+
+
+def _joined(batches: list[B]) -> B:
+  """One batch of several: a process whose rows do not lie beside one another makes each part by itself."""
+  import jax
+
+  return batches[0] if len(batches) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *batches)
 
 
 def _check_passages(retrieved: RetrievedStore, passages: PassageStore, k: int, with_passages: bool) -> None:

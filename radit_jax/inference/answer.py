@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
 
 from radit_jax import sharding
 from radit_jax.data.plan import bucket_lengths, row_multiple
@@ -185,8 +185,8 @@ def _answer_batch(
       lengths[b * k + j] = len(ids)
       where[b, j] = True
     scores[b, : len(query.scores)] = query.scores
-  prefilled = prefill(generator, *sharding.place_rows((tokens, lengths), mesh), max_new_tokens=room)
-  decoded = np.asarray(greedy_decode(generator, prefilled, max_new_tokens=room, end_ids=prompt.end_ids))
+  prefilled = prefill(generator, *sharding.place_rows((tokens, lengths), mesh, whole=True), max_new_tokens=room)
+  decoded = sharding.gather(greedy_decode(generator, prefilled, max_new_tokens=room, end_ids=prompt.end_ids))
 
   # Distinct answers by their text; the gold answer is weighed alongside, in the last used column.
   texts: list[list[str]] = []
@@ -206,17 +206,11 @@ def _answer_batch(
     for c, ids in enumerate(ids_of):
       candidates[b, c, : len(ids)] = ids
       num_tokens[b, c] = len(ids)
-  likelihoods = score_candidates(
-    generator, prefilled, *sharding.place_rows((candidates, num_tokens), mesh), jnp.asarray(used, jnp.int32)
+  placed = sharding.place_rows((candidates, num_tokens), mesh, whole=True)
+  likelihoods = score_candidates(generator, prefilled, *placed, np.int32(used))
+  likelihoods, mixture, joint = sharding.gather(
+    (likelihoods, *_mixed(likelihoods, scores, where, np.float32(score_temperature)))
   )
-  # [B, C, K]: eq. 2 of every candidate, and which passage carries it.
-  real = jnp.asarray(where)[:, None, :]
-  weights = retriever_log_probs(jnp.asarray(scores), where=jnp.asarray(where), temperature=score_temperature)
-  mixture = np.asarray(
-    mixture_log_likelihood(likelihoods, jnp.asarray(scores)[:, None, :], where=real, temperature=score_temperature)
-  )
-  joint = np.asarray(weights[:, None, :] + likelihoods)
-  likelihoods = np.asarray(likelihoods)
   out = []
   for b, (query, prompts, gold) in enumerate(batch):
     ranked = sorted(range(len(texts[b])), key=lambda c: -mixture[b, c])
@@ -235,3 +229,16 @@ def _answer_batch(
       )
     )
   return out
+
+
+@jax.jit
+def _mixed(
+  likelihoods: Float[Array, "B C K"],
+  scores: Float[Array, "B K"],
+  where: Bool[Array, "B K"],
+  temperature: Any,
+) -> tuple[Float[Array, "B C"], Float[Array, "B C K"]]:
+  """Eq. 2 of every candidate, and its terms, which say which passage carries it."""
+  weights = retriever_log_probs(scores, where=where, temperature=temperature)
+  mixture = mixture_log_likelihood(likelihoods, scores[:, None, :], where=where[:, None, :], temperature=temperature)
+  return mixture, weights[:, None, :] + likelihoods

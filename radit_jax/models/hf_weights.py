@@ -16,7 +16,7 @@ from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert
 from radit_jax.models.decoder import Decoder
 from radit_jax.models.safetensors_files import NamedTensor, StoredTensor
-from radit_jax.sharding import parameter_shardings
+from radit_jax.sharding import gather, parameter_shardings
 
 _FLOATS = ("float32", "bfloat16", "float16")
 Body = Decoder | Bert
@@ -273,6 +273,9 @@ def named_tensors(body: Body, dtype: DTypeLike | None = None) -> dict[str, Named
   Args:
     body: the model.
     dtype: type in the files; None for the parameters' own.
+
+  Returns:
+    Tensors that are read when they are needed. Several processes must all read them, in one order.
   """
   shares: dict[str, list[tuple[Place, int]]] = {}
   for place in places(body):
@@ -295,7 +298,7 @@ def _named(body: Body, name: str, parts: list[tuple[Place, int]], dtype: DTypeLi
   def read() -> np.ndarray[Any, np.dtype[Any]]:
     pieces = []
     for (place, layer), variable in zip(parts, variables, strict=True):
-      value = np.asarray(variable[...][layer] if place.stacked else variable[...]).astype(to, copy=False)
+      value = gather(variable[...][layer] if place.stacked else variable[...]).astype(to, copy=False)
       pieces.append(value.T if place.transposed else value)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 

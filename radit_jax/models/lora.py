@@ -4,13 +4,13 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
 from radit_jax.config import LoraConfig
 from radit_jax.errors import UserError
 from radit_jax.models.kernels import LoraKernel, QuantizedFormat, QuantizedKernel, quantize
+from radit_jax.sharding import gather
 
 #: A decoder or an encoder whose kernels are `layers.{target}_kernel`, each stacked ``[L, in, out]``.
 Model = TypeVar("Model", bound=nnx.Module)
@@ -76,7 +76,7 @@ def merge_lora(model: Model, *, into: Model | None = None) -> Model:
       if isinstance(base, QuantizedKernel):
         raise ValueError(f"{name}: a quantised base cannot take a correction; give the model of the files as `into`")
       # A and B by way of the host: `into` may lie on other devices than what was trained.
-      w = _merged(base[...], np.asarray(kernel.a[...]), np.asarray(kernel.b[...]), kernel.scale)
+      w = _merged(base[...], gather(kernel.a[...]), gather(kernel.b[...]), kernel.scale)
       setattr(body_of(merged).layers, name, Frozen(w, logical_axes=base.logical_axes))
     elif into is None and isinstance(kernel, QuantizedKernel):
       raise ValueError(f"{name}: the base is quantised; give the model of the files as `into`")

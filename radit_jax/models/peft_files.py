@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from radit_jax import hosts
 from radit_jax.errors import UserError
 from radit_jax.files import atomic_directory, write_json
 from radit_jax.models import hf_weights, safetensors_files
 from radit_jax.models.lora import adapters, body_of
+from radit_jax.sharding import gather
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -41,7 +43,7 @@ def adapted_modules(model: Any) -> dict[str, str]:
 
 
 def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None:
-  """Writes ``adapter_model.safetensors`` and ``adapter_config.json``, whole or not at all.
+  """Writes ``adapter_model.safetensors`` and ``adapter_config.json``, whole or not at all; in all processes alike.
 
   Args:
     model: a decoder or an encoder from :func:`radit_jax.models.lora.add_lora`, trained or not.
@@ -55,7 +57,7 @@ def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None
   tensors = {}
   for parameter, kernel in kernels.items():
     for part, stacked in (("lora_A", kernel.a), ("lora_B", kernel.b)):
-      for i, value in enumerate(np.asarray(stacked[...])):
+      for i, value in enumerate(gather(stacked[...])):
         read = functools.partial(np.transpose, value)
         tensor = hf_weights.NamedTensor(value.dtype, value.shape[::-1], read)
         tensors[f"base_model.model.{modules[parameter].format(i)}.{part}.weight"] = tensor
@@ -75,9 +77,11 @@ def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None
     "inference_mode": True,
     "target_modules": _target_modules(modules, _module_names(model), num_layers),
   }
-  with atomic_directory(path) as d:
-    safetensors_files.write_file(d / WEIGHTS, tensors)
-    write_json(d / CONFIG, config)
+  with hosts.one_writes() as mine:
+    if mine:
+      with atomic_directory(path) as d:
+        safetensors_files.write_file(d / WEIGHTS, tensors)
+        write_json(d / CONFIG, config)
 
 
 def _module_names(model: Any) -> dict[str, str]:

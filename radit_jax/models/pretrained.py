@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
+from radit_jax import hosts
 from radit_jax.config import EmbeddingOptions, Remat
 from radit_jax.errors import UserError
 from radit_jax.files import atomic_directory, fingerprint_directory
@@ -205,7 +206,7 @@ def save_generator(
   dtype: DTypeLike | None = None,
   beside: Mapping[str, str] = {},
 ) -> None:
-  """Writes a Hugging Face directory, whole or not at all.
+  """Writes a Hugging Face directory, whole or not at all. Of several processes, all must call it.
 
   Args:
     generator: the model. One that was loaded keeps its own `config.json` and `generation_config.json`.
@@ -218,8 +219,13 @@ def save_generator(
     UserError: the tokenizer has more ids than the embedding has rows.
   """
   check_vocabulary(tokenizer, generator.config.vocab_size, path)
-  with atomic_directory(path) as d:
-    _write_body(d, generator, tokenizer, dtype, beside)
+  tensors = hf_weights.named_tensors(generator, dtype)
+  with hosts.one_writes() as mine:
+    if not mine:
+      safetensors_files.write_directory(None, tensors)
+      return
+    with atomic_directory(path) as d:
+      _write_body(d, generator, tensors, tokenizer, beside)
 
 
 def save_encoder(
@@ -233,7 +239,7 @@ def save_encoder(
   dtype: DTypeLike | None = None,
   beside: Mapping[str, str] = {},
 ) -> None:
-  """Writes a sentence-transformers directory, whole or not at all.
+  """Writes a sentence-transformers directory, whole or not at all. Of several processes, all must call it.
 
   Args:
     encoder: the encoder. One that was loaded keeps its own `config.json`.
@@ -252,27 +258,31 @@ def save_encoder(
   check_vocabulary(tokenizer, body.config.vocab_size, path)
   if score_temperature is None:
     score_temperature = default_temperature(normalize=encoder.config.normalize)
-  with atomic_directory(path) as d:
-    _write_body(d, body, tokenizer, dtype, beside)
-    sentence_files.write(
-      d,
-      encoder.config,
-      body.config.hidden_size,
-      score_temperature=score_temperature,
-      passage_encoder=passage_encoder,
-      recipe=recipe,
-    )
+  tensors = hf_weights.named_tensors(body, dtype)
+  with hosts.one_writes() as mine:
+    if not mine:
+      safetensors_files.write_directory(None, tensors)
+      return
+    with atomic_directory(path) as d:
+      _write_body(d, body, tensors, tokenizer, beside)
+      sentence_files.write(
+        d,
+        encoder.config,
+        body.config.hidden_size,
+        score_temperature=score_temperature,
+        passage_encoder=passage_encoder,
+        recipe=recipe,
+      )
 
 
 def _write_body(
   directory: pathlib.Path,
   body: hf_weights.Body,
+  tensors: Mapping[str, safetensors_files.NamedTensor],
   tokenizer: "PreTrainedTokenizerBase",
-  dtype: DTypeLike | None,
   beside: Mapping[str, str],
 ) -> None:
   """Weights, tokenizer and the `config.json` files of a transformer, and texts beside them."""
-  tensors = hf_weights.named_tensors(body, dtype)
   safetensors_files.write_directory(directory, tensors)
   write_tokenizer(directory, tokenizer)
   token_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}

@@ -181,12 +181,13 @@ def read_directory(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def write_directory(
-  directory: pathlib.Path, tensors: Mapping[str, Readable], *, max_shard_bytes: int = MAX_SHARD_BYTES
+  directory: pathlib.Path | None, tensors: Mapping[str, Readable], *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
   """Writes one `model.safetensors`, or shards and their index where they would be more than ``max_shard_bytes``.
 
   Args:
-    directory: where to; it must exist.
+    directory: where to; it must exist. None only reads the tensors, in the same order: what the others of several
+      processes do while one writes.
     tensors: by name; one at a time is read.
     max_shard_bytes: a larger tensor gets a shard of its own.
   """
@@ -200,19 +201,20 @@ def write_directory(
     shards[-1][name] = tensor
     room -= size
   if len(shards) == 1:
-    write_file(directory / SINGLE, shards[0])
+    write_file(directory and directory / SINGLE, shards[0])
     return
   weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, 1):
     file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    write_file(directory / file, shard)
+    write_file(directory and directory / file, shard)
     weight_map |= dict.fromkeys(shard, file)
   total = sum(map(_num_bytes, tensors.values()))
-  write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+  if directory is not None:
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def write_file(file: pathlib.Path, tensors: Mapping[str, Readable]) -> None:
-  """Writes one safetensors file, one tensor at a time."""
+def write_file(file: pathlib.Path | None, tensors: Mapping[str, Readable]) -> None:
+  """Writes one safetensors file, one tensor at a time; without a file, only reads them."""
   # Wider types first, as the format's own writer does: every tensor then starts on a multiple of its type's size.
   order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -224,7 +226,7 @@ def write_file(file: pathlib.Path, tensors: Mapping[str, Readable]) -> None:
     at = end
   raw = json.dumps(header, separators=(",", ":")).encode()
   raw += b" " * (-len(raw) % 8)
-  with file.open("wb") as f:
+  with open(os.devnull if file is None else file, "wb") as f:
     f.write(len(raw).to_bytes(8, "little") + raw)
     for name in order:
       f.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8).data)

@@ -90,7 +90,7 @@ def _make_generator(world: Any, seed: int, root: pathlib.Path, progress: Progres
     rows = parts.generator_batches(world, tokenizer, seed, batch_size=loop.batch_size)
     return _numbered("text", start, rows, loop.batch_size, lambda ids: text_to_batch(ids, parts.GENERATOR_TOKENS))
 
-  write_first_batch(root / "pretrain_generator", batches, tokenizer)
+  write_first_batch(root / "pretrain_generator", lambda: next(batches(0)), tokenizer)
   trained = train(
     Decoder(parts.generator_config(len(tokenizer)), rngs=nnx.Rngs(seed)),
     ralt_objective,
@@ -118,7 +118,7 @@ def _make_encoder(world: Any, seed: int, root: pathlib.Path, progress: Progress)
     rows = parts.encoder_batches(world, tokenizer, seed, batch_size=loop.batch_size)
     return _numbered("pair", start, rows, loop.batch_size, pairs)
 
-  write_first_batch(root / "pretrain_encoder", batches, tokenizer)
+  write_first_batch(root / "pretrain_encoder", lambda: next(batches(0)), tokenizer)
   # One encoder for both sides: questions and passages are in one language, and half the weights learn in half the time.
   shared = TextEncoder(Bert(config, rngs=nnx.Rngs(seed + 1)), parts.EMBEDDING)
   trained = train(

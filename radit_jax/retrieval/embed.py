@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import hashlib
 import io
 import os
 import pathlib
@@ -15,13 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from radit_jax import files
+from radit_jax import files, hosts
 from radit_jax.data.sources import Passage
 from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.models.dual_encoder import Encoder
 from radit_jax.progress import Progress, silent
-from radit_jax.sharding import ROW_AXES, place_rows
+from radit_jax.sharding import ROW_AXES, gather, place_rows
 
 #: Rows are padded to a multiple of this: at most max_tokens / 32 programs, and little padding once sorted by length.
 _PAD_TOKENS = 32
@@ -129,14 +130,18 @@ def embed_passages(
     )
     buffer = io.BytesIO()
     np.save(buffer, embeddings, allow_pickle=False)
-    files.write_atomic(work / _shard_name(number), buffer.getvalue())
-    sha256 = files.sha256_file(work / _shard_name(number))
+    sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
     shards.append({"sha256": sha256, "cut_passages": int(np.count_nonzero(cut)), "dim": embeddings.shape[1]})
-    files.write_json(work / files.MANIFEST, state)
+    with hosts.one_writes() as mine:
+      if mine:
+        files.write_atomic(work / _shard_name(number), buffer.getvalue())
+        files.write_json(work / files.MANIFEST, state)
   cut_passages = sum(s["cut_passages"] for s in shards)
   manifest = {**request, "dim": shards[0]["dim"], "shards": len(shards), "cut_passages": cut_passages}
-  files.write_manifest(work, "embeddings", manifest)
-  os.replace(work, final)
+  with hosts.one_writes() as mine:
+    if mine:
+      files.write_manifest(work, "embeddings", manifest)
+      os.replace(work, final)
   return files.read_manifest(final, "embeddings")
 
 
@@ -200,8 +205,10 @@ def _resume(work: pathlib.Path, request: dict[str, Any]) -> dict[str, Any]:
     whole = False
   if whole:
     return state
-  shutil.rmtree(work, ignore_errors=True)
-  work.mkdir(parents=True)
+  with hosts.one_writes() as mine:
+    if mine:
+      shutil.rmtree(work, ignore_errors=True)
+      work.mkdir(parents=True)
   return {"kind": _UNFINISHED, "request": request, "shards": []}
 
 
@@ -239,7 +246,7 @@ def _encode_all(
   def collect() -> None:
     nonlocal out, done
     rows, embeddings = in_flight.popleft()
-    values = np.asarray(embeddings)[: len(rows)]
+    values = gather(embeddings)[: len(rows)]
     if out is None:
       out = np.empty((len(ids), values.shape[1]), np.float32)
     out[rows] = values
@@ -257,7 +264,7 @@ def _encode_all(
     for i, row in enumerate(rows):
       tokens[i, : len(ids[row])] = ids[row]
       mask[i, : len(ids[row])] = True
-    batch = (tokens, mask) if mesh is None else place_rows((tokens, mask), mesh)
+    batch = (tokens, mask) if mesh is None else place_rows((tokens, mask), mesh, whole=True)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
       in_flight.append((rows, _encode(encoder, *batch)))
     if len(in_flight) > _IN_FLIGHT:

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from radit_jax import sharding
+from radit_jax import hosts, sharding
 from radit_jax.config import LoopConfig, OptimizerConfig
 from radit_jax.errors import Preempted, TrainingError, UserError
 from radit_jax.progress import Progress, silent
@@ -58,15 +59,21 @@ class TrainResult:
 
 
 @contextlib.contextmanager
-def _sigterm_flag() -> Iterator[threading.Event]:
-  """An event that SIGTERM sets. Orbax sees preemption only under jax.distributed, so a single host needs this."""
+def _stop_asked() -> Iterator[Callable[[int], bool]]:
+  """Whether to stop after a step, as SIGTERM asks. JAX sees it only under jax.distributed, so one process needs this.
+
+  Several processes must all ask after every step: one that got SIGTERM sees to it that all stop after the same one.
+  """
+  if hosts.count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
   flag = threading.Event()
   if threading.current_thread() is not threading.main_thread():  # only the main thread may install a handler
-    yield flag
+    yield lambda step: flag.is_set()
     return
   before = signal.signal(signal.SIGTERM, lambda *_: flag.set())
   try:
-    yield flag
+    yield lambda step: flag.is_set()
   finally:
     signal.signal(signal.SIGTERM, before)
 
@@ -130,7 +137,7 @@ def train(
     if start:
       state = checkpoints.restore(start, state)
     writer = MetricsWriter(root / "metrics.jsonl", resume_step=start)
-    with jax.set_mesh(mesh), _sigterm_flag() as preempted:
+    with jax.set_mesh(mesh), _stop_asked() as stop_asked:
 
       def dev_loss() -> float | None:
         return None if dev_batches is None else mean_loss(combine(state.model, frozen), dev_batches(), objective, mesh)
@@ -169,7 +176,7 @@ def train(
       finished = start >= total_steps or (loop.patience is not None and since_best >= loop.patience)
       source = iter(()) if finished else batches(start)
       for ids, batch in source:
-        if loop.accumulate > 1 and jax.process_count() == 1:  # one host's share says nothing about whole microbatches
+        if loop.accumulate > 1 and hosts.count() == 1:  # one process's share says nothing about whole microbatches
           check_microbatches(batch, loop.accumulate)
         rows = sharding.place_rows(batch, mesh)
         state, figures = train_step(
@@ -197,7 +204,7 @@ def train(
           clock += time.monotonic() - paused
         if last or (loop.patience is not None and since_best >= loop.patience):
           break
-        if preempted.is_set():
+        if stop_asked(step):
           settle()
           if saved != step:
             checkpoints.save(step, state, dev_loss=None)

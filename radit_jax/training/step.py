@@ -226,7 +226,7 @@ def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) 
     return new_state(trained, optimizer)
 
   # Placed before jit: a model on one device must not fix the program to that device.
-  trained, frozen = partition(jax.device_put(model, sharding.parameter_shardings(model, mesh)))
+  trained, frozen = partition(sharding.place(model, sharding.parameter_shardings(model, mesh)))
   shardings = sharding.parameter_shardings(jax.eval_shape(make, trained), mesh)
   return jax.jit(make, out_shardings=shardings)(trained), frozen
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from radit_jax import files, runs
+from radit_jax import files, hosts, runs
 from radit_jax.config import EvaluateConfig
 from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedExample, RetrievedStore
@@ -89,6 +89,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
   }
   wanted = runs.recipe(config, inputs=inputs)
   out = pathlib.Path(config.out)
+  hosts.check_shared(out)
   if out.exists():
     stored = files.read_json(out)
     runs.check_same(out, stored["recipe"], wanted)
@@ -122,7 +123,9 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
     n=len(lines),
     answers=lines,
   )
-  files.write_json(out, {"recipe": wanted, "result": dataclasses.asdict(result)})
+  with hosts.one_writes() as mine:
+    if mine:
+      files.write_json(out, {"recipe": wanted, "result": dataclasses.asdict(result)})
   return result
 
 

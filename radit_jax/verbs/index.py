@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from radit_jax import files, runs
+from radit_jax import files, hosts, runs
 from radit_jax.config import IndexConfig
 from radit_jax.data.corpus import PassageStore
 from radit_jax.models.pretrained import fingerprint, load_encoder, load_tokenizer
@@ -64,13 +64,15 @@ def index(config: IndexConfig, *, progress: Progress = silent) -> IndexResult:
       mesh=mesh,
       progress=progress,
     )
-    build_index(
-      config.embeddings,
-      config.index,
-      backend=config.backend,
-      metadata=[store[row].metadata for row in range(len(store))],
-      fields={"recipe": wanted},
-    )
+    with hosts.one_writes() as mine:
+      if mine:
+        build_index(
+          config.embeddings,
+          config.index,
+          backend=config.backend,
+          metadata=[store[row].metadata for row in range(len(store))],
+          fields={"recipe": wanted},
+        )
   built = load_index(config.index, verify="sizes")
   manifest = files.read_manifest(config.index, "index")
   return IndexResult(config.index, config.embeddings, len(built), manifest["dim"], config.backend)

@@ -179,8 +179,6 @@ def _first_batch(
     batch_size=config.batch_size,
     answer_tokens=lengths.answer,
     seed=config.seed,
-    process_index=0,
-    process_count=1,
   )
   cut = {"rows": len(retrieved) * config.k, "passages": lengths.cut_passages, "questions": lengths.cut_questions}
   return {**_batch_data(*next(iter(batches)), tokenizer), "cut_in_the_whole_store": cut, "row_tokens": plan.buckets}

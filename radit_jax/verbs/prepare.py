@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from radit_jax import files, runs
+from radit_jax import files, hosts, runs
 from radit_jax.config import PrepareConfig
 from radit_jax.data.corpus import PassageStore, chunk, write_passages
 from radit_jax.data.sources import Example, read_corpus, read_examples
@@ -75,8 +75,20 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
   inputs = {"corpus": files.sha256_file(config.corpus), "questions": files.sha256_file(config.questions)}
   wanted = runs.recipe(config, inputs=inputs)
   if runs.finished(passages, "passages", wanted) and runs.finished(split, "split", wanted):
-    return PrepareResult(str(passages), str(split), **files.read_manifest(split, "split")["counts"])
+    return _prepared(root)
+  with hosts.one_writes() as mine:
+    if mine:
+      _prepare(config, wanted, progress)
+  return _prepared(root)
 
+
+def _prepared(root: pathlib.Path) -> PrepareResult:
+  counts = files.read_manifest(root / "split", "split")["counts"]
+  return PrepareResult(str(root / "passages"), str(root / "split"), **counts)
+
+
+def _prepare(config: PrepareConfig, wanted: dict[str, Any], progress: Progress) -> None:
+  passages, split = pathlib.Path(config.workdir) / "passages", pathlib.Path(config.workdir) / "split"
   skipped: collections.Counter[str] = collections.Counter()
   documents = list(read_corpus(config.corpus, format=config.corpus_format, on_error=config.on_error, skipped=skipped))
   examples = list(
@@ -127,7 +139,6 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
       (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
     files.write_manifest(out, "split", {"recipe": wanted, "counts": counts})
   progress("prepare", 2, 2, "files")
-  return PrepareResult(str(passages), str(split), **counts)
 
 
 def _gold_documents(

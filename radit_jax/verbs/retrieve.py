@@ -1,10 +1,11 @@
 """`radit retrieve`: the top-k passages of every question of a split, stored once for all that follows."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
-from radit_jax import files, runs
+from radit_jax import files, hosts, runs
 from radit_jax.config import RetrieveConfig
 from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedExample, write_retrieved
@@ -20,7 +21,7 @@ from radit_jax.models.pretrained import (
 )
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.embed import embed_queries
-from radit_jax.retrieval.index import load_index
+from radit_jax.retrieval.index import SearchResult, load_index
 from radit_jax.sharding import make_mesh
 from radit_jax.verbs.prepare import read_split
 
@@ -88,33 +89,45 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
       mesh=mesh,
       progress=progress,
     )
-    found = index.search(embeddings, config.k)
-    records = (
-      RetrievedExample(
-        id=q["id"],
-        question=q["question"],
-        answers=tuple(q["answers"]),
-        query=q["query"],
-        group=q["group"],
-        gold_rows=tuple(q["gold_rows"]),
-        passage_rows=found.ids[i],
-        scores=found.scores[i],
-        valid=found.valid[i],
-      )
-      for i, q in enumerate(questions)
-    )
-    fields = {
-      "recipe": wanted,
-      "k": config.k,
-      "query_encoder": inputs["encoder"],
-      "passages": store.fingerprint,
-      "score_temperature": encoder_temperature(config.encoder, config.embedding),
-      "hits": [
-        first_hit(q["gold_rows"], q["answers"], ids, lambda row: store[row].text)
-        for q, ids in zip(questions, found.ids, strict=True)
-      ],
-    }
-    write_retrieved(records, config.out, manifest=fields)
+    with hosts.one_writes() as mine:
+      if mine:
+        _store(index.search(embeddings, config.k), questions, store, config, wanted)
   rank = np.asarray(files.read_manifest(config.out, "retrieved")["hits"])
   recall = {k: float(np.mean(rank < k)) for k in (1, 5, 10) if k <= config.k}
   return RetrieveResult(config.out, len(rank), recall, float(np.mean(np.where(rank < config.k, 1 / (rank + 1), 0))))
+
+
+def _store(
+  found: SearchResult,
+  questions: list[dict[str, Any]],
+  store: PassageStore,
+  config: RetrieveConfig,
+  wanted: dict[str, Any],
+) -> None:
+  """Writes what was found for each question."""
+  records = (
+    RetrievedExample(
+      id=q["id"],
+      question=q["question"],
+      answers=tuple(q["answers"]),
+      query=q["query"],
+      group=q["group"],
+      gold_rows=tuple(q["gold_rows"]),
+      passage_rows=found.ids[i],
+      scores=found.scores[i],
+      valid=found.valid[i],
+    )
+    for i, q in enumerate(questions)
+  )
+  fields = {
+    "recipe": wanted,
+    "k": config.k,
+    "query_encoder": wanted["inputs"]["encoder"],
+    "passages": store.fingerprint,
+    "score_temperature": encoder_temperature(config.encoder, config.embedding),
+    "hits": [
+      first_hit(q["gold_rows"], q["answers"], ids, lambda row: store[row].text)
+      for q, ids in zip(questions, found.ids, strict=True)
+    ],
+  }
+  write_retrieved(records, config.out, manifest=fields)

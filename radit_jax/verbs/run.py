@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from radit_jax import files
+from radit_jax import files, hosts
 from radit_jax.config import RunConfig
 from radit_jax.data.corpus import PassageStore
 from radit_jax.evaluation.metrics import paired_bootstrap
@@ -167,8 +167,10 @@ def run(
     "curves": {name: _curve(root / name / "metrics.jsonl") for name in ("train_generator", "train_retriever")},
     "examples": _examples(results["base"], results[most_tuned], PassageStore(root / "passages")),
   }
-  files.write_json(root / "report.json", report)
-  write_report_html(report, root / "report.html")
+  with hosts.one_writes() as mine:
+    if mine:
+      files.write_json(root / "report.json", report)
+      write_report_html(report, root / "report.html")
   limits = config.prompt
   ask_options = f" --prompt.style {limits.style} --k {config.k}" + "".join(
     f" --prompt.{name.replace('_', '-')} {getattr(limits, name)}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from radit_jax import runs, sharding
+from radit_jax import hosts, runs, sharding
 from radit_jax.config import ScoreConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore
@@ -78,11 +78,14 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
     generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
     prompt.check_positions(generator.config.max_positions)
     lengths = row_lengths(retrieved, passages, prompt, k=config.k, with_passages=True)
-    records = _score(generator, retrieved, passages, prompt, lengths, config, mesh, progress)
+    scored = _score(generator, retrieved, passages, prompt, lengths, config, mesh, progress)
     made_of = {"generator": inputs["generator"], "retrieved": inputs["retrieved"], "prompt": prompt.hash}
     cut = {"cut_passages": lengths.cut_passages, "cut_questions": lengths.cut_questions}
     fields = {"recipe": wanted, "k": config.k, **made_of, **cut}
-    write_scores(records, config.out, manifest=fields)
+    with hosts.one_writes() as mine:
+      if mine:
+        records = (PassageScores(example.id, *scored[i]) for i, example in enumerate(retrieved))
+        write_scores(records, config.out, manifest=fields)
   store = ScoreStore(config.out, retrieved=retrieved)
   total = sum(float(s.log_likelihood[s.valid].sum()) for s in store)
   tokens = sum(int(s.num_tokens[s.valid].sum()) for s in store)
@@ -94,11 +97,11 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
 @jax.jit
 def _forward(generator, batch):  # type: ignore[no-untyped-def]
   out = answer_log_likelihoods(generator, batch)
-  return out.log_likelihood, out.num_tokens
+  return out.log_likelihood, out.num_tokens, batch.context_mask
 
 
 def _score(generator, retrieved, passages, prompt, lengths, config, mesh, progress):  # type: ignore[no-untyped-def]
-  """Score records in the order of the store."""
+  """Log-likelihoods, tokens and mask of each example of the store."""
   batch_size = sharding.round_up_rows(config.batch_size, mesh)
   plan: Sequence[PlannedBatch]
   if config.pack_tokens is None:
@@ -106,7 +109,7 @@ def _score(generator, retrieved, passages, prompt, lengths, config, mesh, progre
   else:
     packed = packed_in_order(tuning.packing(lengths, config.pack_tokens, batch_size, mesh))
     plan, generator.max_segments = packed, most_segments(packed)
-  found: dict[str, PassageScores] = {}
+  found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
   batches = parallel_context_batches(
     retrieved,
     passages,
@@ -116,14 +119,14 @@ def _score(generator, retrieved, passages, prompt, lengths, config, mesh, progre
     with_passages=True,
     batch_size=batch_size,
     answer_tokens=lengths.answer,
+    share=sharding.row_share(mesh),
   )
   with jax.set_mesh(mesh):
-    for ids, batch in batches:
-      likelihood, tokens = map(np.asarray, _forward(generator, sharding.place_rows(batch, mesh)))
-      for i, name in enumerate(ids):
-        valid = np.asarray(batch.context_mask[i])
-        if not np.isfinite(likelihood[i][valid]).all():
-          raise UserError(f"question {name}: a log-likelihood is not finite under {config.generator}")
-        found[name] = PassageScores(name, likelihood[i], tokens[i], valid)
+    for planned, (_, batch) in zip(plan, batches, strict=True):
+      likelihood, tokens, valid = sharding.gather(_forward(generator, sharding.place_rows(batch, mesh)))
+      for i, row in enumerate(planned.examples):
+        if not np.isfinite(likelihood[i][valid[i]]).all():
+          raise UserError(f"question {retrieved[row].id}: a log-likelihood is not finite under {config.generator}")
+        found[row] = likelihood[i], tokens[i], valid[i]
       progress("score", len(found), len(retrieved), "questions")
-  return [found[retrieved[i].id] for i in range(len(retrieved))]
+  return found

@@ -22,6 +22,7 @@ from radit_jax.models.pretrained import (
   save_generator,
 )
 from radit_jax.progress import Progress, silent
+from radit_jax.sharding import RowShare
 from radit_jax.training.loop import Batch
 from radit_jax.training.step import ralt_objective
 from radit_jax.verbs import cards, tuning
@@ -114,7 +115,11 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     plans = tuning.make_packed_plans(lengths["train"], lengths["dev"], config.pack_tokens, loop=loop, mesh=mesh)
   generator.max_segments = plans.segments
 
-  def stream(name: str, of: Sequence[PlannedBatch], size: int, seed: int | None, start: int = 0) -> Iterator[Batch]:
+  share = sharding.row_share(mesh)
+
+  def stream(
+    name: str, of: Sequence[PlannedBatch], size: int, seed: int | None, start: int = 0, share: RowShare = share
+  ) -> Iterator[Batch]:
     return iter(
       parallel_context_batches(
         stores[name],
@@ -127,6 +132,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
         answer_tokens=answer_tokens,
         seed=seed,
         start=start,
+        share=share,
       )
     )
 
@@ -135,6 +141,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     ralt_objective,
     lambda start: stream("train", plans.train, loop.batch_size, loop.seed, start),
     lambda: stream("dev", plans.dev, plans.dev_size, None),
+    first_batch=lambda: next(stream("train", plans.train, loop.batch_size, loop.seed, share=RowShare())),
     config=config,
     verb=verb,
     wanted=wanted,

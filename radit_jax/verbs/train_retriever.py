@@ -22,6 +22,7 @@ from radit_jax.models.pretrained import (
 )
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.index import load_index
+from radit_jax.sharding import RowShare
 from radit_jax.training.loop import Batch
 from radit_jax.training.step import Objective, contrastive_objective, lsr_objective
 from radit_jax.verbs import cards, tuning
@@ -114,7 +115,11 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   lengths = {n: query_lengths(s, tokenizer, max_tokens=max_tokens, prompt=prompt) for n, s in stores.items()}
   plans = tuning.make_plans(lengths["train"], lengths["dev"], loop=loop, mesh=mesh)
 
-  def stream(name: str, of: Sequence[PlannedBatch], size: int, start: int = 0) -> Iterator[Batch]:
+  share = sharding.row_share(mesh)
+
+  def stream(
+    name: str, of: Sequence[PlannedBatch], size: int, start: int = 0, share: RowShare = share
+  ) -> Iterator[Batch]:
     return iter(
       lsr_batches(
         stores[name],
@@ -129,6 +134,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
         gold_first=config.loss == "contrastive",
         shuffle_teacher=loop.seed if config.shuffle_teacher else None,
         start=start,
+        share=share,
       )
     )
 
@@ -137,6 +143,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     _objective(config, temperature),
     lambda start: stream("train", plans.train, loop.batch_size, start),
     lambda: stream("dev", plans.dev, plans.dev_size),
+    first_batch=lambda: next(stream("train", plans.train, loop.batch_size, share=RowShare())),
     config=config,
     verb=verb,
     wanted=wanted,

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from radit_jax import files, runs, sharding
+from radit_jax import files, hosts, runs, sharding
 from radit_jax.config import Dtype, LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.batches import RowLengths
 from radit_jax.data.packing import PackedPlan, Packing, most_segments, packed_in_order
@@ -149,9 +149,10 @@ def finished_result(
     loop: more or fewer steps than those of the finished run continue it.
 
   Raises:
-    UserError: the directory belongs to another verb or recipe.
+    UserError: the directory belongs to another verb or recipe, or one of several processes does not see it.
   """
   root = pathlib.Path(workdir)
+  hosts.check_shared(root)
   if not (root / RESULT).exists():
     return None
   runs.open_run(root, verb, wanted)
@@ -175,22 +176,24 @@ def card_figures(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 def write_result(workdir: str, loop: LoopConfig, result: Any) -> None:
   """Records that the run got to the end of this loop, for :func:`finished_result`."""
-  files.write_json(
-    pathlib.Path(workdir) / RESULT, {"loop": dataclasses.asdict(loop), "result": dataclasses.asdict(result)}
-  )
+  with hosts.one_writes() as mine:
+    if mine:
+      done = {"loop": dataclasses.asdict(loop), "result": dataclasses.asdict(result)}
+      files.write_json(pathlib.Path(workdir) / RESULT, done)
 
 
-def write_first_batch(workdir: str | pathlib.Path, batches: Callable[[int], Iterator[Batch]], tokenizer: Any) -> None:
+def write_first_batch(workdir: str | pathlib.Path, first_batch: Callable[[], Batch], tokenizer: Any) -> None:
   """Writes ``first_batch.json`` and ``first_batch.txt`` into ``workdir``, unless an earlier call did.
 
   Args:
     workdir: of the run.
-    batches: from a start step, as the loop takes them.
+    first_batch: gives it, the rows of all processes.
     tokenizer: the one the batches were made with.
   """
   stem = pathlib.Path(workdir) / "first_batch"
-  if not stem.with_suffix(".json").exists():
-    describe_batch(*next(batches(0)), tokenizer, stem)
+  with hosts.one_writes() as mine:
+    if mine and not stem.with_suffix(".json").exists():
+      describe_batch(*first_batch(), tokenizer, stem)
 
 
 def load_for_tuning(load: Load, lora: LoraConfig, *, mesh: Mesh, seed: int, master_dtype: Dtype = "float32") -> Any:
@@ -271,6 +274,7 @@ def tune(
   batches: Callable[[int], Iterator[Batch]],
   dev_batches: Callable[[], Iterable[Batch]],
   *,
+  first_batch: Callable[[], Batch],
   config: TuningVerb,
   verb: str,
   wanted: dict[str, Any],
@@ -287,6 +291,7 @@ def tune(
     objective: see :data:`radit_jax.training.step.Objective`.
     batches: from a start step; see :func:`radit_jax.training.loop.train`.
     dev_batches: to pick the best checkpoint on.
+    first_batch: the first one of ``batches``, with the rows of all processes.
     config: of the verb: its ``workdir``, ``loop`` and ``optimizer``.
     verb: see :func:`radit_jax.runs.open_run`.
     wanted: recipe of the call.
@@ -307,7 +312,7 @@ def tune(
   with jax.set_mesh(mesh):
     choice = _attention(model)
   runs.open_run(config.workdir, verb, wanted, attention=dataclasses.asdict(choice))
-  write_first_batch(config.workdir, batches, tokenizer)
+  write_first_batch(config.workdir, first_batch, tokenizer)
   trained = train(
     model,
     objective,

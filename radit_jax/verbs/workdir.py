@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from radit_jax import files, runs
+from radit_jax import files, hosts, runs
 from radit_jax.config import (
   EvaluateConfig,
   IndexConfig,
@@ -66,7 +66,8 @@ class Stages:
 
   def _add(self, name: str, start: float) -> None:
     self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
-    files.write_json(self._path, {"seconds": self.seconds, "finished": self._finished})
+    if hosts.is_first():
+      files.write_json(self._path, {"seconds": self.seconds, "finished": self._finished})
 
 
 def open_workdir(config: RunConfig) -> None:
@@ -185,7 +186,9 @@ class Workdir:
       if not derived:
         raise
     place = pathlib.Path(config.workdir if hasattr(config, "workdir") else config.out)
-    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    with hosts.one_writes() as mine:
+      if mine:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
     return verb(config, progress=self.progress)
 
   def _prepare_config(self) -> PrepareConfig:
