@@ -65,6 +65,17 @@ def is_first() -> bool:
   return index() == 0
 
 
+def part(size: int, number: int | None = None) -> range:
+  """What this process, or process ``number``, does of ``size`` things that each need doing once.
+
+  Example:
+    >>> part(5)
+    range(0, 5)
+  """
+  own = index() if number is None else number
+  return range(size * own // count(), size * (own + 1) // count())
+
+
 def configured() -> bool:
   """Whether the environment says that there are several processes; the workers of a TPU slice need not say so."""
   return _environment() is not None

@@ -89,7 +89,7 @@ def row_lengths(
   each = np.zeros((len(retrieved), k if with_passages else 1), np.int64)
   answers = np.zeros(len(retrieved), np.int64)
   cut_passages = cut_questions = 0
-  own = _own(len(retrieved))
+  own = hosts.part(len(retrieved))
   for start in own[::_MEASURED_AT_ONCE]:
     examples = retrieved.many(range(start, min(start + _MEASURED_AT_ONCE, own.stop)))
     requests = _requests(examples, passages, k, with_passages, seed=None)
@@ -191,9 +191,9 @@ def parallel_context_batches(
 def query_lengths(
   retrieved: RetrievedStore, tokenizer: Any, *, max_tokens: int, prompt: str = ""
 ) -> Int[np.ndarray, "n"]:
-  """Tokens of each example's query as the encoder reads it, ``[n]`` int64."""
+  """Tokens of each example's query as the encoder reads it, ``[n]`` int64. Each of several processes reads its part."""
   encode = EncoderTokenizer(tokenizer, max_tokens, prompt)
-  own, lengths = _own(len(retrieved)), np.zeros(len(retrieved), np.int64)
+  own, lengths = hosts.part(len(retrieved)), np.zeros(len(retrieved), np.int64)
   rows, _ = encode([example.query for example in retrieved.many(own)])
   lengths[own.start : own.stop] = [len(row) for row in rows]
   return total(lengths)
@@ -280,11 +280,6 @@ def lsr_batches(
     )
 
   return _stream(retrieved, plan, make, batch_size, start, share)
-
-
-def _own(count: int) -> range:
-  """What this process measures."""
-  return range(count * hosts.index() // hosts.count(), count * (hosts.index() + 1) // hosts.count())
 
 
 def _stream(

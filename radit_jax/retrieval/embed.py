@@ -22,7 +22,7 @@ from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.models.dual_encoder import Encoder
 from radit_jax.progress import Progress, silent
-from radit_jax.sharding import ROW_AXES, gather, place_rows
+from radit_jax.sharding import ROW_AXES, concatenate, gather, place_rows, total
 
 #: Rows are padded to a multiple of this: at most max_tokens / 32 programs, and little padding once sorted by length.
 _PAD_TOKENS = 32
@@ -119,8 +119,7 @@ def embed_passages(
   encode = EncoderTokenizer(tokenizer, max_tokens, prompt)
   for number in range(len(shards), -(-len(texts) // shard_size)):
     first = number * shard_size
-    rows = [_text(texts[i]) for i in range(first, min(first + shard_size, len(texts)))]
-    ids, cut = encode(rows)
+    ids, cut = _tokenized(encode, texts, range(first, min(first + shard_size, len(texts))))
 
     def report(done: int, first: int = first) -> None:
       progress("embed", first + done, len(texts), "passages")
@@ -174,6 +173,26 @@ def read_embeddings(path: str | os.PathLike[str], *, verify: str = "sizes") -> l
   return shards
 
 
+def _tokenized(
+  encode: EncoderTokenizer, texts: Sequence[str] | Sequence[Passage], rows: range
+) -> tuple[Sequence[Sequence[int]], Sequence[int]]:
+  """Token ids of rows, and how many were cut. Each of several processes reads its part, and tells the others."""
+  own = hosts.part(len(rows))
+  ids, cut = encode([_text(texts[row]) for row in rows[own.start : own.stop]])
+  if hosts.count() == 1:
+    return ids, cut
+  figures = np.zeros((2, len(rows)), np.int64)
+  figures[:, own.start : own.stop] = [len(row) for row in ids], cut
+  lengths, cuts = total(figures)
+  largest = -(-len(rows) // hosts.count())
+  padded = np.zeros((largest, int(lengths.max())), np.int32)
+  for i, row in enumerate(ids):
+    padded[i, : len(row)] = row
+  everyone = concatenate(padded).reshape(hosts.count(), largest, -1)
+  parts = [(everyone[number], hosts.part(len(rows), number)) for number in range(hosts.count())]
+  return [array[i - part.start, : lengths[i]] for array, part in parts for i in part], cuts
+
+
 def _text(passage: str | Passage) -> str:
   return passage if isinstance(passage, str) else passage.full_text
 
@@ -220,7 +239,7 @@ def _encode(encoder: Encoder, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"
 def _encode_all(
   encoder: Encoder,
   tokenizer: Any,
-  ids: list[list[int]],
+  ids: Sequence[Sequence[int]],
   max_tokens: int,
   batch_size: int,
   mesh: Mesh | None,
