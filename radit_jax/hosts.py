@@ -31,7 +31,7 @@ _LOOK_EVERY_S = 0.5
 #: Seconds a process that ends waits for the others to hear of it.
 _FAREWELL_S = 20
 #: Seconds a file written by one host may take to be seen by another (NFS).
-_SEEN_WITHIN_S = 10.0
+_SEEN_WITHIN_S = 3.0
 
 
 @dataclasses.dataclass
