@@ -10,6 +10,7 @@ import glob
 import importlib.util
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -119,10 +120,12 @@ def connect(say: Callable[[str], None]) -> None:
   from jax._src import distributed
 
   state = distributed.global_state
-  if state.num_processes > 1:
-    global _group
-    _group = _Group(say, state.client, state.process_id, state.num_processes)
-    threading.Thread(target=_watch, args=[_group], daemon=True).start()
+  if state.num_processes == 1:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, for processes that must agree where to stop
+    return
+  global _group
+  _group = _Group(say, state.client, state.process_id, state.num_processes)
+  threading.Thread(target=_watch, args=[_group], daemon=True).start()
 
 
 def _environment() -> tuple[str, int, int] | None:
