@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from radit_jax.errors import UserError
+from radit_jax.errors import Preempted, UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 TIMEOUT = "RADIT_CONNECT_TIMEOUT_S"
@@ -190,13 +190,18 @@ def together() -> Iterator[None]:
     group = _group
     if group is None or (isinstance(e, SystemExit) and e.code in (0, None)):
       raise
+    status, cause = 1, e
+    if isinstance(e, KeyboardInterrupt):
+      status = 130
+      group.say("radit: interrupted")
+    elif isinstance(e, SystemExit):
+      status, cause = e.code if isinstance(e.code, int) else 1, e.__context__ or e
+    else:
+      traceback.print_exception(e)
+    if isinstance(cause, Preempted):  # they have agreed on it: each tells it itself
+      meet()
     if not group.leaving.acquire(blocking=False):
       time.sleep(2 * _FAREWELL_S)  # the watch is ending this process
-    status = e.code if isinstance(e, SystemExit) and isinstance(e.code, int) else 1
-    if not isinstance(e, SystemExit):
-      status = 130 if isinstance(e, KeyboardInterrupt) else 1
-      traceback.print_exception(e)
-    cause = e.__context__ if isinstance(e, SystemExit) and e.__context__ is not None else e
     told = " ".join(f"{status} process {group.index} ended: {type(cause).__name__}: {cause}".split())
     with contextlib.suppress(Exception):  # another one was first
       group.client.key_value_set(f"{_ENDED}/first", told)
