@@ -5,6 +5,8 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
@@ -17,7 +19,7 @@ def free_port():
 
 
 def start(command, index, port, count=2, **environment):
-  """One of ``count`` processes, with its output in pipes."""
+  """One of ``count`` processes, with its output in files: a full pipe would stop it, and the other with it."""
   variables = {
     **os.environ,
     "PYTHONPATH": str(ROOT),
@@ -28,22 +30,31 @@ def start(command, index, port, count=2, **environment):
     "JAX_PROCESS_ID": str(index),
     **environment,
   }
-  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-  return subprocess.Popen([sys.executable, *command], env=variables, **pipes)
+  files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+  process = subprocess.Popen([sys.executable, *command], env=variables, stdout=files[0], stderr=files[1])
+  return process, files
 
 
-def finish(*processes, within_s=300):
+def finish(*started, within_s=900):
   """``(exit status, last line of stdout, last line of stderr)`` of each."""
+  until = time.monotonic() + within_s
   try:
-    outputs = [p.communicate(timeout=within_s) for p in processes]
+    for process, _ in started:
+      process.wait(until - time.monotonic())
   finally:
-    for p in processes:
-      p.kill()
-  last = [[(text.strip().splitlines() or [""])[-1] for text in output] for output in outputs]
-  return [(p.returncode, *lines) for p, lines in zip(processes, last, strict=True)]
+    for process, _ in started:
+      process.kill()
+      process.wait()
+  return [(process.returncode, *map(last_line, files)) for process, files in started]
 
 
-def radit(*commands, within_s=300):
+def last_line(file):
+  with file:
+    file.seek(0)
+    return (file.read().strip().splitlines() or [""])[-1]
+
+
+def radit(*commands, within_s=900):
   """Runs one command line per process, each without ``radit``."""
   port = free_port()
   started = [start(["-m", "radit_jax.cli", *map(str, c)], i, port) for i, c in enumerate(commands)]
