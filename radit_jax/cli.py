@@ -39,9 +39,9 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "inspect": ("radit_jax.verbs.inspect", "inspect", configs.InspectConfig),
   "convert": ("radit_jax.verbs.convert", "convert", configs.ConvertConfig),
 }
-#: Verb -> the option whose value may come first without its name: `radit inspect batch`.
 #: Verbs that compute over all devices of all processes; the others work on files, in one.
 TOGETHER = ("run", "prepare", "index", "retrieve", "score", "train-generator", "train-retriever", "evaluate", "ask")
+#: Verb -> the option whose value may come first without its name: `radit inspect batch`.
 LEADING = {"ask": "question", "inspect": "what", "export": "run", "convert": "source"}
 #: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.
 _PATH_ERRORS = {
