@@ -8,8 +8,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from radit_jax.errors import UserError
-from radit_jax.models.splash import check_mesh
-from radit_jax.sharding import ROW_AXES
+from radit_jax.sharding import ROW_AXES, check_heads, check_rows
 
 #: Hopper, the first whose packed layout cuDNN knows.
 CAPABILITY = (9, 0)
@@ -56,7 +55,8 @@ def cudnn_attention(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return on_one_device(q, k, v, segment_ids)
-  check_mesh(dict(mesh.shape), num_rows=num_rows, num_heads=heads, num_kv_heads=k.shape[2])
+  check_heads(mesh, num_heads=heads, num_kv_heads=k.shape[2])
+  check_rows(num_rows, mesh)
   rows = tuple(axis for axis in ROW_AXES if axis in mesh.axis_names) or None
   spread = PartitionSpec(rows, None, "tensor" if "tensor" in mesh.axis_names else None, None)
   specs = (spread, spread, spread, PartitionSpec(rows, None))
