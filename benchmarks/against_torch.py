@@ -1,0 +1,325 @@
+"""RALT steps and scoring side by side with PyTorch: the same weights, prompts, optimizer and cores, turn by turn.
+
+    python benchmarks/against_torch.py --squad dev-v1.1.json
+
+Needs the `test` extra (torch, transformers). Four contestants take turns, a batch each, in one process:
+
+- usual: `transformers` on torch as most use it: padded batches in the order of the file, logits of every token,
+- strong: the strongest torch here: prompts sorted by length in small groups, logits of answer tokens only, no mask,
+- padded: this library's step on rows of one prompt each, as its verbs plan them,
+- packed: the same step on rows of several prompts (`--pack-tokens` of the verbs).
+
+Before anything is timed all four must agree on every prompt's log-likelihood, and on loss and gradient of a batch.
+"""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import tyro
+from page import table, write_section
+from torch_side import Strong, Usual
+from workload import Shape, Workload, machine, one_device, squad_workload
+
+from radit_jax import sharding
+from radit_jax.config import OptimizerConfig
+from radit_jax.data.batches import parallel_context_batches
+from radit_jax.data.packing import packed_in_order
+from radit_jax.data.plan import PlannedBatch, plan_in_order, row_multiple
+from radit_jax.data.prompts import Rendered
+from radit_jax.display import quiet_libraries
+from radit_jax.models.pretrained import load_generator, save_generator
+from radit_jax.process import keep_heap
+from radit_jax.training.step import init_state, learning_rate, make_optimizer, ralt_objective, train_step
+from radit_jax.verbs import tuning
+from radit_jax.verbs.score import _forward
+
+#: Contestants must agree to this relative difference.
+TOLERANCE = 1e-4
+OPTIMIZER = OptimizerConfig(warmup_steps=0)
+TOTAL_STEPS = 1000
+KINDS = {"train": "RALT step", "score": "scoring"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Tokens per second of RALT steps and of scoring, turn by turn with PyTorch.
+
+  Attributes:
+    squad: file of SQuAD 1.1.
+    shape: of the generator.
+    questions: drawn from the file; an epoch is all of them once.
+    batch_size: examples of a batch, k prompts each.
+    k: passages per question.
+    pack_tokens: length of packed rows.
+    rounds: epochs each contestant is timed over.
+    torch_rows: sizes of the strong contestant's groups; the fastest is compared.
+    compile: the strong contestant also tries `torch.compile`.
+    write: page whose section is replaced by the result.
+  """
+
+  squad: str
+  shape: Shape = Shape()
+  questions: int = 8
+  batch_size: int = 4
+  k: int = 5
+  pack_tokens: int = 640
+  rounds: int = 3
+  torch_rows: tuple[int, ...] = (2, 5)
+  compile: bool = False
+  write: str | None = None
+
+
+class Torch:
+  """A PyTorch side on batches of prompts."""
+
+  def __init__(self, side: Usual | Strong, prompts: dict[str, list[Rendered]], batch_size: int, *, sort: bool) -> None:
+    self.side = side
+    self._prompts = prompts
+    ids = list(prompts)
+    self._batches = [tuple(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
+    self.num_batches = len(self._batches)
+    keys = [(name, j) for name, rows in prompts.items() for j in range(len(rows))]
+    if sort:  # what is only scored may be sorted over all batches
+      keys.sort(key=lambda key: len(prompts[key[0]][key[1]].tokens))
+    size = -(-len(keys) // self.num_batches)
+    self._scored = [keys[i : i + size] for i in range(0, len(keys), size)]
+
+  def train(self, batch: int) -> tuple[float, float]:
+    return self.side.train(self._of(self._batches[batch]))
+
+  def figures(self, ids: Sequence[str]) -> tuple[float, float]:
+    """Loss and gradient norm on these questions; nothing changes."""
+    return self.side.figures(self._of(ids))
+
+  def _of(self, ids: Sequence[str]) -> list[Rendered]:
+    return [p for name in ids for p in self._prompts[name]]
+
+  def score(self, batch: int) -> dict[tuple[str, int], float]:
+    keys = self._scored[batch]
+    values = self.side.score([self._prompts[name][j] for name, j in keys])
+    return dict(zip(keys, values.tolist(), strict=True))
+
+
+class Ours:
+  """The library's step on the batches of its own plan: those of `train-generator` and `score`."""
+
+  def __init__(self, path: pathlib.Path, work: Workload, plan: Sequence[PlannedBatch], batch_size: int) -> None:
+    self._mesh = one_device()
+    self._batches = list(
+      parallel_context_batches(
+        work.retrieved,
+        work.passages,
+        work.prompt,
+        plan,
+        k=work.k,
+        with_passages=True,
+        batch_size=batch_size,
+        answer_tokens=work.lengths.answer,
+      )
+    )
+    self.num_batches = len(self._batches)
+    self._generator = load_generator(path, mesh=self._mesh)
+    optimizer = make_optimizer(OPTIMIZER, TOTAL_STEPS)
+    self._update = optimizer.update
+    self._state, self._frozen = init_state(self._generator, optimizer, self._mesh)
+    batches = [b for _, b in self._batches]
+    self.full = sum(int(np.count_nonzero(b.segment_ids)) for b in batches) / sum(b.tokens.size for b in batches)
+    self._shapes = [(*b.tokens.shape, b.answer_tokens.shape[1]) for b in batches]
+    self.shapes = sorted(set(self._shapes))
+
+  def one_of_each_shape(self) -> list[int]:
+    """A batch for each program."""
+    return sorted(self._shapes.index(shape) for shape in self.shapes)
+
+  def questions(self, batch: int) -> tuple[str, ...]:
+    """Ids of a batch's questions."""
+    return self._batches[batch][0]
+
+  def train(self, batch: int) -> tuple[float, float]:
+    with jax.set_mesh(self._mesh):
+      rows = sharding.place_rows(self._batches[batch][1], self._mesh)
+      self._state, figures = train_step(self._state, self._frozen, rows, objective=ralt_objective, update=self._update)
+      return float(figures.loss_sum) / float(figures.count), float(figures.gradient_norm)
+
+  def score(self, batch: int) -> dict[tuple[str, int], float]:
+    ids, rows = self._batches[batch]
+    with jax.set_mesh(self._mesh):
+      values, _ = map(np.asarray, _forward(self._generator, sharding.place_rows(rows, self._mesh)))
+    mask = rows.context_mask
+    return {(ids[b], int(j)): float(values[b, j]) for b in range(len(ids)) for j in np.flatnonzero(mask[b])}
+
+
+def clock(run: Callable[[], Any]) -> float:
+  """Seconds of one call."""
+  start = time.perf_counter()
+  run()
+  return time.perf_counter() - start
+
+
+def check_agreement(torches: dict[str, Torch], ours: dict[str, Ours]) -> float:
+  """Largest relative difference in log-likelihoods, losses and gradient norms to the usual way.
+
+  Raises:
+    SystemExit: it is above `TOLERANCE`.
+  """
+  scores = {
+    name: {key: value for batch in range(c.num_batches) for key, value in c.score(batch).items()}
+    for name, c in {**torches, **ours}.items()
+  }
+  reference = scores["usual"]
+  worst = 0.0
+  for name, values in scores.items():
+    if values.keys() != reference.keys():
+      raise SystemExit(f"{name} scored {len(values)} prompts, usual {len(reference)}, or not the same ones")
+    worst = max(worst, *(abs(values[key] / reference[key] - 1) for key in reference))
+  for contestant in ours.values():
+    ids = contestant.questions(0)
+    expected = torches["usual"].figures(ids)
+    for figures in (torches["strong"].figures(ids), contestant.train(0)):
+      worst = max(worst, *(abs(a / b - 1) for a, b in zip(figures, expected, strict=True)))
+  if not worst <= TOLERANCE:
+    raise SystemExit(f"contestants differ by {worst:.1e}, more than {TOLERANCE:.0e}")
+  return worst
+
+
+def main(config: Config) -> dict[str, dict[str, float]]:
+  """Runs everything.
+
+  Returns:
+    Real tokens per second, ``[kind of work][contestant]``: medians over the rounds.
+  """
+  quiet_libraries()
+  keep_heap()  # as `radit` does; PyTorch's buffers come from the same heap
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  with tempfile.TemporaryDirectory() as directory:
+    root = pathlib.Path(directory)
+    vocabulary = config.shape.vocabulary
+    work = squad_workload(config.squad, root, questions=config.questions, k=config.k, vocabulary=vocabulary)
+    save_generator(config.shape.decoder(), work.tokenizer, root / "generator")
+    return _compare(config, work, root / "generator")
+
+
+def _compare(config: Config, work: Workload, path: pathlib.Path) -> dict[str, dict[str, float]]:
+  prompts = {
+    e.id: work.prompt.render_many(
+      [(e.question, work.passages[r], e.answers[0], None) for r in e.passage_rows if r >= 0]
+    )
+    for e in work.retrieved
+  }
+  tokens = sum(len(p.tokens) for rows in prompts.values() for p in rows)
+  schedule = learning_rate(OPTIMIZER, TOTAL_STEPS)
+  rates = [float(schedule(step)) for step in range(TOTAL_STEPS)]
+  size = config.batch_size
+  strong, tried = _fastest_strong(config, path, prompts, rates.__getitem__)
+  torches = {
+    "usual": Torch(Usual(path, OPTIMIZER, rates.__getitem__), prompts, size, sort=False),
+    "strong": Torch(strong, prompts, size, sort=True),
+  }
+  packing = tuning.packing(work.lengths, config.pack_tokens, size, one_device())
+  plans: dict[str, Sequence[PlannedBatch]] = {
+    "padded": plan_in_order(work.lengths.rows, batch_size=size, bucket_multiple=row_multiple(jax.default_backend())),
+    "packed": packed_in_order(packing),
+  }
+  ours = {name: Ours(path, work, plan, size) for name, plan in plans.items()}
+  first = {}
+  for name, contestant in ours.items():
+    first[name] = {"train": 0.0, "score": 0.0}
+    for batch in contestant.one_of_each_shape():
+      first[name]["score"] += clock(lambda c=contestant, b=batch: c.score(b))
+  worst = check_agreement(torches, ours)
+  contestants: dict[str, Any] = {**torches, **ours}
+  for name, contestant in ours.items():
+    for batch in contestant.one_of_each_shape():
+      first[name]["train"] += clock(lambda c=contestant, b=batch: c.train(b))
+  for contestant in torches.values():
+    contestant.train(0)
+
+  rates_of: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in contestants} for kind in KINDS}
+  for _ in range(config.rounds):
+    for kind in KINDS:
+      taken = dict.fromkeys(contestants, 0.0)
+      for batch in range(max(c.num_batches for c in contestants.values())):
+        for name, c in contestants.items():
+          if batch < c.num_batches:
+            taken[name] += clock(lambda c=c, kind=kind, batch=batch: getattr(c, kind)(batch))
+      for name, seconds in taken.items():
+        rates_of[kind][name].append(tokens / seconds)
+  medians = {kind: {n: statistics.median(r) for n, r in of.items()} for kind, of in rates_of.items()}
+  write_section(config.write, "against_torch", _report(config, medians, rates_of, ours, first, worst, tokens, tried))
+  return medians
+
+
+def _fastest_strong(
+  config: Config, path: pathlib.Path, prompts: dict[str, list[Rendered]], rate: Callable[[int], float]
+) -> tuple[Strong, list[str]]:
+  """The fastest of the strong contestant's settings on one batch, and what each of them reached."""
+  batch = [p for name in list(prompts)[: config.batch_size] for p in prompts[name]]
+  tokens = sum(len(p.tokens) for p in batch)
+  best: tuple[float, Strong] | None = None
+  tried = []
+  for compiled in (False, True) if config.compile else (False,):
+    for rows in config.torch_rows:
+      side = Strong(path, OPTIMIZER, rate, rows=rows, compiled=compiled)
+      side.score(batch)
+      warm = clock(lambda s=side: s.figures(batch))
+      train, score = clock(lambda s=side: s.figures(batch)), clock(lambda s=side: s.score(batch))
+      note = f", compiled ({warm - train:.0f} s to compile)" if compiled else ""
+      tried.append(f"groups of {rows}{note}: {tokens / train:.0f} and {tokens / score:.0f}")
+      if best is None or train + score < best[0]:
+        best = train + score, side
+  assert best is not None
+  return best[1], tried
+
+
+def _report(
+  config: Config,
+  medians: dict[str, dict[str, float]],
+  rates_of: dict[str, dict[str, list[float]]],
+  ours: dict[str, Ours],
+  first: dict[str, dict[str, float]],
+  worst: float,
+  tokens: int,
+  tried: list[str],
+) -> str:
+  rows = []
+  for kind, title in KINDS.items():
+    of = medians[kind]
+    best = max(of["padded"], of["packed"])
+    cells = [f"{of[n]:.0f} ({min(rates_of[kind][n]):.0f}–{max(rates_of[kind][n]):.0f})" for n in of]
+    rows.append([title, *cells, f"{best / of['usual']:.2f} ×", f"{best / of['strong']:.2f} ×"])
+  header = ["real tokens per second", "(a) usual torch", "(b) strong torch", "ours, padded", "ours, packed"]
+  s = config.shape
+  shapes = "; ".join(
+    f"{name} {', '.join('×'.join(map(str, shape)) for shape in c.shapes)} ({c.full:.0%} full)"
+    for name, c in ours.items()
+  )
+  compiling = "; ".join(
+    f"{name} {of['train']:.0f} s training, {of['score']:.0f} s scoring" for name, of in first.items()
+  )
+  return "\n".join(
+    [
+      table([*header, "against (a)", "against (b)"], rows),
+      "",
+      f"Medians and range of {config.rounds} rounds of {config.questions} questions × {config.k} passages, "
+      f"{tokens} tokens, {config.batch_size} questions a step; width {s.width}, {s.layers} layers, vocabulary {s.vocabulary}, float32. "
+      "The ratios are those of the faster of our two.",
+      f"Largest relative difference in any log-likelihood, loss or gradient norm: {worst:.0e}.",
+      f"Rows × tokens × answer tokens of our batches: {shapes}.",
+      f"First calls, compilation included and left out above: {compiling}.",
+      f"Strong torch, training and scoring, before the rounds: {'; '.join(tried)}.",
+      f"{machine()}; load {os.getloadavg()[0]:.1f} at the end.",
+    ]
+  )
+
+
+if __name__ == "__main__":
+  main(tyro.cli(Config))

@@ -1,0 +1,71 @@
+"""The benchmarks themselves: that they run, that the contestants agree, and that a wrong one is found out."""
+
+import json
+import pathlib
+
+import pytest
+
+pytest.importorskip("torch")
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield
+
+
+@pytest.fixture(scope="module")
+def squad(tmp_path_factory):
+  """Two articles of three paragraphs, a question on each."""
+  towns = ("Arlen", "Borva", "Cindel")
+
+  def paragraph(article, n):
+    text = f"In {towns[n]} stands the mill of {article}. " * (n + 1)
+    asked = {"id": f"{article}-{n}", "question": f"Where does mill {n} stand?"}
+    return {"context": text, "qas": [{**asked, "answers": [{"text": towns[n], "answer_start": 3}]}]}
+
+  data = [{"title": a, "paragraphs": [paragraph(a, n) for n in range(3)]} for a in ("Ottil", "Pern")]
+  path = tmp_path_factory.mktemp("squad") / "squad.json"
+  path.write_text(json.dumps({"version": "1.1", "data": data}))
+  return str(path)
+
+
+@pytest.fixture
+def small(squad):
+  import against_torch
+  from workload import Shape
+
+  shape = Shape(width=32, layers=2, vocabulary=400, head_dim=8)
+  return against_torch.Config(
+    squad=squad, shape=shape, questions=4, batch_size=2, k=2, pack_tokens=128, rounds=1, torch_rows=(2,)
+  )
+
+
+def test_contestants_agree_and_the_page_gets_the_table(small, tmp_path):
+  import dataclasses
+
+  import against_torch
+
+  page = tmp_path / "page.md"
+  page.write_text("before\n<!-- against_torch -->\nold\n<!-- /against_torch -->\nafter\n")
+  rates = against_torch.main(dataclasses.replace(small, write=str(page)))
+  assert {kind: set(of) for kind, of in rates.items()} == {
+    kind: {"usual", "strong", "padded", "packed"} for kind in ("train", "score")
+  }
+  text = page.read_text()
+  assert text.startswith("before\n<!-- against_torch -->\n| real tokens")
+  assert text.endswith("<!-- /against_torch -->\nafter\n")
+  assert "| RALT step |" in text
+  assert "| scoring |" in text
+
+
+def test_a_contestant_that_does_other_work_is_refused(small, monkeypatch):
+  import against_torch
+  import torch_side
+
+  right = torch_side.Strong.loss
+  monkeypatch.setattr(torch_side.Strong, "loss", lambda self, prompts: right(self, prompts[:-1]))
+  with pytest.raises(SystemExit, match="differ"):
+    against_torch.main(small)

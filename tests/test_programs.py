@@ -1,0 +1,53 @@
+"""Programs that an epoch compiles: a step is compiled once for each shape of its batches, so shapes must stay few."""
+
+import jax
+import numpy as np
+import pytest
+from test_packing import squad_like
+
+from radit_jax.config import LoopConfig
+from radit_jax.data.batches import RowLengths
+from radit_jax.data.packing import PackedBatch, packed_in_order
+from radit_jax.data.plan import plan_in_order, row_multiple
+from radit_jax.verbs import tuning
+
+MOST = 6
+K = 5
+LOOP = LoopConfig(batch_size=16, epochs=2)
+
+
+def shapes(*plans):
+  """(R, T, A) of every batch; A of padded rows is one number for the whole run, R that of a full batch."""
+  return {
+    (i, len(b.rows), b.bucket_tokens, b.answer_tokens) if isinstance(b, PackedBatch) else (i, b.bucket_tokens)
+    for i, plan in enumerate(plans)
+    for b in plan
+  }
+
+
+def lengths(count, seed):
+  each, answers = squad_like(count, K, seed)
+  return RowLengths(each, answers, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_epoch_of_ralt_with_its_dev_losses(seed, mesh1):
+  train, dev = lengths(3000, seed), lengths(200, seed + 10)
+  plans = tuning.make_plans(train.rows, dev.rows, loop=LOOP, mesh=mesh1)
+  assert 1 < len(shapes(plans.train, plans.dev)) <= MOST
+  packed = tuning.make_packed_plans(train, dev, 640, loop=LOOP, mesh=mesh1)
+  assert len(shapes(packed.train, packed.dev)) == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scoring(seed, mesh1):
+  table = lengths(3000, seed)
+  plan = plan_in_order(table.rows, batch_size=16, bucket_multiple=row_multiple(jax.default_backend()))
+  assert 1 < len(shapes(plan)) <= MOST
+  assert len(shapes(packed_in_order(tuning.packing(table, 640, 16, mesh1)))) == 1
+
+
+def test_an_epoch_of_lsr(rng, mesh1):
+  queries = np.clip(rng.normal(14, 4, 3000), 5, 40).astype(int)
+  plans = tuning.make_plans(queries, queries[:200], loop=LOOP, mesh=mesh1)
+  assert 1 <= len(shapes(plans.train, plans.dev)) <= MOST
