@@ -310,8 +310,8 @@ def _report(
       table([*header, "against (a)", "against (b)"], rows),
       "",
       f"Medians and range of {config.rounds} rounds of {config.questions} questions × {config.k} passages, "
-      f"{tokens} tokens, {config.batch_size} questions a step; width {s.width}, {s.layers} layers, vocabulary {s.vocabulary}, float32. "
-      "The ratios are those of the faster of our two.",
+      f"{tokens} tokens, {config.batch_size} questions a step; width {s.width}, {s.layers} layers, "
+      f"vocabulary {s.vocabulary}, float32. The ratios are those of the faster of our two.",
       f"Largest relative difference in any log-likelihood, loss or gradient norm: {worst:.0e}.",
       f"Rows × tokens × answer tokens of our batches: {shapes}.",
       f"First calls, compilation included and left out above: {compiling}.",

@@ -2,8 +2,8 @@
 
     python benchmarks/dispatch.py
 
-The model is 32 layers deep and very narrow. Its layers are stacked arrays, so the step has few leaves whatever the depth;
-with a list of layers the host would handle each layer's arrays in every call.
+The model is 32 layers deep and very narrow. Its layers are stacked arrays, so the step has few leaves whatever the
+depth; with a list of layers the host would handle each layer's arrays in every call.
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import tempfile
 
+import jax
 import numpy as np
 import tyro
 from page import table, write_section
@@ -14,7 +15,7 @@ from workload import one_device, squad_workload
 
 from radit_jax.config import LoopConfig
 from radit_jax.data.packing import PackedBatch
-from radit_jax.data.plan import PlannedBatch, plan_in_order, sample
+from radit_jax.data.plan import PlannedBatch, plan_in_order, row_multiple, sample
 from radit_jax.verbs import tuning
 
 
@@ -28,7 +29,6 @@ class Config:
     batch_size: examples of a step.
     k: passages per question.
     pack_tokens: length of packed rows.
-    multiple: rows are padded to multiples of this: 16 on a CPU, 128 on a TPU.
     write: page whose section is replaced by the result.
   """
 
@@ -37,7 +37,6 @@ class Config:
   batch_size: int = 16
   k: int = 5
   pack_tokens: int = 640
-  multiple: int = 16
   write: str | None = None
 
 
@@ -65,7 +64,9 @@ def main(config: Config) -> dict[str, int]:
   packed = tuning.make_packed_plans(part(~dev), part(dev), config.pack_tokens, loop=loop, mesh=mesh)
   asked = np.array(queries)
   lsr = tuning.make_plans(asked[~dev], asked[dev], loop=loop, mesh=mesh)
-  scoring = plan_in_order(work.lengths.rows, batch_size=config.batch_size, bucket_multiple=config.multiple)
+  scoring = plan_in_order(
+    work.lengths.rows, batch_size=config.batch_size, bucket_multiple=row_multiple(jax.default_backend())
+  )
   found = {
     "RALT, padded rows": (shapes(list(padded.train)), shapes(list(padded.dev))),
     "RALT, packed rows": (shapes(list(packed.train)), shapes(list(packed.dev))),

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from radit_jax.models.cudnn import why_not
 from radit_jax.sharding import check_heads
 
-AttentionKind = Literal["plain", "splash", "cudnn"]
+AttentionKind = Literal["plain", "blocked", "splash", "cudnn"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,14 @@ def attention_choice(
 
   Returns:
     For whole rows of a causal model, which is training and scoring, "splash"
-    (:func:`radit_jax.models.splash.splash_attention`) on a TPU, and "cudnn"
+    (:func:`radit_jax.models.splash.splash_attention`) on a TPU, "blocked"
+    (:func:`radit_jax.models.blocked.blocked_attention`) on a CPU, and "cudnn"
     (:func:`radit_jax.models.cudnn.cudnn_attention`) on a GPU where it can run; "plain" (:func:`attention`) for
     everything else.
 
   Example:
     >>> attention_choice("tpu").kind, attention_choice("tpu", cached=True).kind, attention_choice("cpu").kind
-    ('splash', 'plain', 'plain')
+    ('splash', 'plain', 'blocked')
     >>> attention_choice("gpu", dtype=jnp.bfloat16, capability=(8, 0)).reason
     'packed segments need compute capability 9.0 (Hopper), this GPU has 8.0'
   """
@@ -62,6 +63,8 @@ def attention_choice(
     return AttentionChoice("plain", "keys are read from a cache")
   if platform == "tpu":
     return AttentionChoice("splash", "whole rows on a TPU")
+  if platform == "cpu":
+    return AttentionChoice("blocked", "whole rows on a CPU")
   if platform != "gpu":
     return AttentionChoice("plain", f"the platform is {platform or 'not known without a mesh'}")
   if windows or soft_cap is not None:

@@ -13,6 +13,7 @@ from radit_jax.config import Remat
 from radit_jax.errors import UserError
 from radit_jax.models import cudnn
 from radit_jax.models.attention import AttentionChoice, AttentionKind, attention, attention_choice, platform_in_force
+from radit_jax.models.blocked import blocked_attention
 from radit_jax.models.embedding import look_up
 from radit_jax.models.kernels import project
 from radit_jax.models.remat import rematerialized
@@ -428,8 +429,10 @@ def _norm(
   return h.astype(x.dtype) * weight[...].astype(x.dtype)
 
 
-def _attend(config: DecoderConfig, q: Array, k: Array, v: Array, mask: Array) -> Array:
-  return attention(q, k, v, mask=mask, scale=config.attention_scale, soft_cap=config.attention_soft_cap)
+def _attend(
+  config: DecoderConfig, q: Array, k: Array, v: Array, mask: Array, form: Callable[..., Array] = attention
+) -> Array:
+  return form(q, k, v, mask=mask, scale=config.attention_scale, soft_cap=config.attention_soft_cap)
 
 
 def _by_layer(config: DecoderConfig, i: Array, near: Callable[[], _T], full: Callable[[], _T]) -> _T:
@@ -473,11 +476,12 @@ def _without_cache(
 ) -> tuple[Callable[[Array, Array, Array, Array], Array], Callable[[Array], tuple[Array, Array]]]:
   """Attention ``(i, q, k, v) -> attended`` and rotary positions of each layer, for rows that are seen whole."""
   rotary_of = _rotaries(config, positions)
-  if kind == "plain":
-    mask_of = _masks(config, positions, segment_ids, segment_ids, positions, 0)
-    return lambda i, q, k, v: _attend(config, q, k, v, mask_of(i)), rotary_of
-  if not config.causal:
+  if kind != "plain" and not config.causal:
     raise ValueError(f"{kind} attention is for models that see earlier tokens only; this one sees later ones too")
+  if kind in ("plain", "blocked"):
+    mask_of = _masks(config, positions, segment_ids, segment_ids, positions, 0)
+    form = attention if kind == "plain" else blocked_attention
+    return lambda i, q, k, v: _attend(config, q, k, v, mask_of(i), form), rotary_of
   if kind == "cudnn":
 
     def fused(i: Array, q: Array, k: Array, v: Array) -> Array:
