@@ -4,9 +4,11 @@ import dataclasses
 import os
 import pathlib
 import platform
+import tempfile
 from typing import Any
 
 import numpy as np
+import tyro
 from flax import nnx
 
 from radit_jax.config import MeshConfig, PromptConfig
@@ -17,6 +19,7 @@ from radit_jax.data.plan import sample
 from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import read_corpus, read_examples
 from radit_jax.models.decoder import Decoder, DecoderConfig
+from radit_jax.models.pretrained import save_generator
 from radit_jax.quickstart.parts import train_tokenizer
 from radit_jax.sharding import make_mesh
 
@@ -158,3 +161,30 @@ def machine() -> str:
   versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "torch", "transformers"))
   cores = len(os.sched_getaffinity(0))
   return f"{cores} cores of {model}, {jax.default_backend()}; Python {platform.python_version()}, {versions}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Writes the generator of the benchmarks as a Hugging Face directory, for programs that read one.
+
+  Attributes:
+    squad: file of SQuAD 1.1; the tokenizer learns from it.
+    out: the directory.
+    shape: of the generator.
+  """
+
+  squad: str
+  out: str
+  shape: Shape = Shape()
+
+
+def main(config: Config) -> None:
+  """Writes the directory."""
+  with tempfile.TemporaryDirectory() as directory:
+    root = pathlib.Path(directory)
+    work = squad_workload(config.squad, root, questions=1, k=1, vocabulary=config.shape.vocabulary)
+    save_generator(config.shape.decoder(), work.tokenizer, config.out)
+
+
+if __name__ == "__main__":
+  main(tyro.cli(Config))
