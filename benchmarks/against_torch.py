@@ -71,7 +71,7 @@ class Config:
   questions: int = 8
   batch_size: int = 4
   k: int = 5
-  pack_tokens: int = 640
+  pack_tokens: int = 512
   rounds: int = 3
   torch_rows: tuple[int, ...] = (2, 5)
   compile: bool = False
@@ -180,15 +180,20 @@ def check_agreement(torches: dict[str, Torch], ours: dict[str, Ours]) -> float:
   for name, values in scores.items():
     if values.keys() != reference.keys():
       raise SystemExit(f"{name} scored {len(values)} prompts, usual {len(reference)}, or not the same ones")
-    worst = max(worst, *(abs(values[key] / reference[key] - 1) for key in reference))
-  for contestant in ours.values():
+    worst = _agreeing(worst, [values[key] for key in reference], list(reference.values()), f"{name} scores")
+  for name, contestant in ours.items():
     ids = contestant.questions(0)
     expected = torches["usual"].figures(ids)
-    for figures in (torches["strong"].figures(ids), contestant.train(0)):
-      worst = max(worst, *(abs(a / b - 1) for a, b in zip(figures, expected, strict=True)))
-  if not worst <= TOLERANCE:
-    raise SystemExit(f"contestants differ by {worst:.1e}, more than {TOLERANCE:.0e}")
+    worst = _agreeing(worst, torches["strong"].figures(ids), expected, "strong trains")
+    worst = _agreeing(worst, contestant.train(0), expected, f"{name} trains")
   return worst
+
+
+def _agreeing(worst: float, figures: Sequence[float], expected: Sequence[float], what: str) -> float:
+  difference = max(abs(a / b - 1) for a, b in zip(figures, expected, strict=True))
+  if not difference <= TOLERANCE:
+    raise SystemExit(f"{what} otherwise than usual: figures differ by {difference:.1e}, more than {TOLERANCE:.0e}")
+  return max(worst, difference)
 
 
 def main(config: Config) -> dict[str, dict[str, float]]:

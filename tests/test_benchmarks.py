@@ -1,5 +1,6 @@
 """The benchmarks themselves: that they run, that the contestants agree, and that a wrong one is found out."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -44,8 +45,6 @@ def small(squad):
 
 
 def test_contestants_agree_and_the_page_gets_the_table(small, tmp_path):
-  import dataclasses
-
   import against_torch
 
   page = tmp_path / "page.md"
@@ -65,7 +64,14 @@ def test_a_contestant_that_does_other_work_is_refused(small, monkeypatch):
   import against_torch
   import torch_side
 
-  right = torch_side.Strong.loss
-  monkeypatch.setattr(torch_side.Strong, "loss", lambda self, prompts: right(self, prompts[:-1]))
-  with pytest.raises(SystemExit, match="differ"):
+  right = torch_side.Strong.score
+  monkeypatch.setattr(torch_side.Strong, "score", lambda self, prompts: 1.001 * right(self, prompts))
+  with pytest.raises(SystemExit, match="strong scores otherwise"):
     against_torch.main(small)
+
+
+def test_agreement_is_to_a_relative_difference():
+  import against_torch
+
+  with pytest.raises(SystemExit, match="differ by 1.0e-03"):
+    against_torch._agreeing(0.0, [1.0, 2.002], [1.0, 2.0], "ours trains")
