@@ -135,6 +135,9 @@ class Ours:
     self.full = sum(int(np.count_nonzero(b.segment_ids)) for b in batches) / sum(b.tokens.size for b in batches)
     self._shapes = [(*b.tokens.shape, b.answer_tokens.shape[1]) for b in batches]
     self.shapes = sorted(set(self._shapes))
+    #: Seconds of the first call of each program together, by kind of work.
+    self.first_s = dict.fromkeys(KINDS, 0.0)
+    self._compiled: set[Any] = set()
 
   def one_of_each_shape(self) -> list[int]:
     """A batch for each program."""
@@ -144,16 +147,27 @@ class Ours:
     """Ids of a batch's questions."""
     return self._batches[batch][0]
 
+  def _note_first(self, kind: str, batch: int, start: float) -> None:
+    program = kind, self._shapes[batch]
+    if program not in self._compiled:
+      self._compiled.add(program)
+      self.first_s[kind] += time.perf_counter() - start
+
   def train(self, batch: int) -> tuple[float, float]:
+    start = time.perf_counter()
     with jax.set_mesh(self._mesh):
       rows = sharding.place_rows(self._batches[batch][1], self._mesh)
       self._state, figures = train_step(self._state, self._frozen, rows, objective=ralt_objective, update=self._update)
-      return float(figures.loss_sum) / float(figures.count), float(figures.gradient_norm)
+      out = float(figures.loss_sum) / float(figures.count), float(figures.gradient_norm)
+    self._note_first("train", batch, start)
+    return out
 
   def score(self, batch: int) -> dict[tuple[str, int], float]:
+    start = time.perf_counter()
     ids, rows = self._batches[batch]
     with jax.set_mesh(self._mesh):
       values, _ = map(np.asarray, _forward(self._generator, sharding.place_rows(rows, self._mesh)))
+    self._note_first("score", batch, start)
     mask = rows.context_mask
     return {(ids[b], int(j)): float(values[b, j]) for b in range(len(ids)) for j in np.flatnonzero(mask[b])}
 
@@ -235,16 +249,11 @@ def _compare(config: Config, work: Workload, path: pathlib.Path) -> dict[str, di
     "packed": packed_in_order(packing),
   }
   ours = {name: Ours(path, work, plan, size) for name, plan in plans.items()}
-  first = {}
-  for name, contestant in ours.items():
-    first[name] = {"train": 0.0, "score": 0.0}
-    for batch in contestant.one_of_each_shape():
-      first[name]["score"] += clock(lambda c=contestant, b=batch: c.score(b))
   worst = check_agreement(torches, ours)
   contestants: dict[str, Any] = {**torches, **ours}
-  for name, contestant in ours.items():
-    for batch in contestant.one_of_each_shape():
-      first[name]["train"] += clock(lambda c=contestant, b=batch: c.train(b))
+  for own in ours.values():
+    for batch in own.one_of_each_shape():
+      own.train(batch)
   for contestant in torches.values():
     contestant.train(0)
 
@@ -259,7 +268,7 @@ def _compare(config: Config, work: Workload, path: pathlib.Path) -> dict[str, di
       for name, seconds in taken.items():
         rates_of[kind][name].append(tokens / seconds)
   medians = {kind: {n: statistics.median(r) for n, r in of.items()} for kind, of in rates_of.items()}
-  write_section(config.write, "against_torch", _report(config, medians, rates_of, ours, first, worst, tokens, tried))
+  write_section(config.write, "against_torch", _report(config, medians, rates_of, ours, worst, tokens, tried))
   return medians
 
 
@@ -290,7 +299,6 @@ def _report(
   medians: dict[str, dict[str, float]],
   rates_of: dict[str, dict[str, list[float]]],
   ours: dict[str, Ours],
-  first: dict[str, dict[str, float]],
   worst: float,
   tokens: int,
   tried: list[str],
@@ -308,7 +316,7 @@ def _report(
     for name, c in ours.items()
   )
   compiling = "; ".join(
-    f"{name} {of['train']:.0f} s training, {of['score']:.0f} s scoring" for name, of in first.items()
+    f"{name} {c.first_s['train']:.0f} s training, {c.first_s['score']:.0f} s scoring" for name, c in ours.items()
   )
   return "\n".join(
     [

@@ -36,7 +36,7 @@ class Config:
   questions: int | None = None
   batch_size: int = 16
   k: int = 5
-  pack_tokens: int = 512
+  pack_tokens: int = 640
   write: str | None = None
 
 
