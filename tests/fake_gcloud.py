@@ -1,7 +1,7 @@
 """A `gcloud` that keeps TPU slices in a folder, runs what is sent to workers here, and takes slices away.
 
 What it must be told, in the environment:
-  FAKE_CLOUD: the folder. `calls` in it lists every call; a slice NAME is `NAME/`, the home of its worker I `NAME/I/home`.
+  FAKE_CLOUD: the folder. `calls` in it lists every call; a slice NAME is `NAME/`, its worker I has `NAME/I/home`.
   FAKE_SEED: of the life of each slice and of what fails; 0 for slices that stay, and nothing that fails.
   FAKE_BIN: programs of the workers, before those of the system.
 
