@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -13,6 +14,29 @@ from typing import Any
 from radit_jax.errors import UserError
 
 MANIFEST = "manifest.json"
+BUCKET = "gs://"
+#: Files that make a directory one that is used: in a bucket, which renames nothing, they are written last.
+_LAST = (MANIFEST, "config.json")
+
+
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+  """Whether a path names objects in Google Cloud Storage."""
+  return os.fspath(path).startswith(BUCKET)
+
+
+def location(path: str | os.PathLike[str]) -> pathlib.Path:
+  """A path to read and write at: that of a file system, or ``gs://bucket/name``, which behaves like one.
+
+  Raises:
+    UserError: the path is in a bucket, and what reads buckets is not installed.
+  """
+  if not in_bucket(path):
+    return pathlib.Path(path)
+  if importlib.util.find_spec("gcsfs") is None:
+    raise UserError(f'{os.fspath(path)}: needs the extra gcs: pip install "radit_jax[gcs]"')
+  from etils import epath
+
+  return epath.Path(path)
 
 
 @contextlib.contextmanager
@@ -21,6 +45,9 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
   An exception removes the temporary directory, so nothing half-written ever stands under the final name. An existing
   directory is replaced.
+
+  In a bucket there is no renaming: the files are written there when the block has succeeded, those without which the
+  directory is none at all last.
 
   Args:
     path: the final directory.
@@ -33,6 +60,11 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     >>> (root / "out" / "a.txt").read_text()
     'x'
   """
+  if in_bucket(path):
+    with tempfile.TemporaryDirectory(prefix="radit_jax.") as name:
+      yield pathlib.Path(name)
+      _upload(pathlib.Path(name), location(path))
+    return
   final = pathlib.Path(path)
   final.parent.mkdir(parents=True, exist_ok=True)
   temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
@@ -51,8 +83,23 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _upload(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies the files of a directory into a bucket, in place of what is there."""
+  if target.exists():
+    target.rmtree()  # type: ignore[attr-defined]
+  for file in sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: (p.name in _LAST, p)):
+    with open(file, "rb") as read, (target / file.relative_to(source)).open("wb") as write:
+      shutil.copyfileobj(read, write, 1 << 24)
+
+
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
-  """Writes a file through a temporary sibling, so that a reader sees the old file or the new one, never half."""
+  """Writes a file through a temporary sibling, so that a reader sees the old file or the new one, never half.
+
+  An object in a bucket is always written like that.
+  """
+  if in_bucket(path):
+    location(path).write_bytes(data.encode() if isinstance(data, str) else data)
+    return
   final = pathlib.Path(path)
   final.parent.mkdir(parents=True, exist_ok=True)
   handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
@@ -77,7 +124,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
   Raises:
     UserError: the file is missing, or not JSON (line named).
   """
-  p = pathlib.Path(path)
+  p = location(path)
   try:
     return json.loads(p.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
   except FileNotFoundError:

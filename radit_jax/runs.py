@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import os
-import pathlib
 import platform
 from typing import Any
 
@@ -85,7 +84,7 @@ def finished(path: str | os.PathLike[str], kind: str, wanted: dict[str, Any]) ->
     UserError: it holds what another recipe made, or is damaged; or one of several processes does not see it.
   """
   hosts.check_shared(path)
-  if not (pathlib.Path(path) / files.MANIFEST).exists():
+  if not (files.location(path) / files.MANIFEST).exists():
     return False
   manifest = files.read_manifest(path, kind)
   check_same(path, manifest.get("recipe", {}), wanted)
@@ -99,7 +98,7 @@ def check_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any]
     UserError: the directory belongs to another verb or recipe, or one of several processes does not see it.
   """
   hosts.check_shared(workdir)
-  path = pathlib.Path(workdir) / RUN
+  path = files.location(workdir) / RUN
   if path.exists():
     stored = files.read_json(path)
     if stored.get("verb") != verb:
@@ -125,7 +124,7 @@ def open_run(
   check_run(workdir, verb, wanted)
   versions = {n: importlib.metadata.version(n) for n in ("jax", "flax", "optax", "orbax-checkpoint", "transformers")}
   versions |= {"radit_jax": radit_jax.__version__, "python": platform.python_version()}
-  path = pathlib.Path(workdir) / RUN
+  path = files.location(workdir) / RUN
   if attention is None and path.exists():
     attention = files.read_json(path).get("attention")
   beside = {} if attention is None else {"attention": attention}

@@ -20,6 +20,7 @@ from radit_jax.config.shared import (
   above,
   at_least,
   check_master_dtype,
+  local_paths,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -127,6 +128,7 @@ class RunConfig:
   seed: int = 0
 
   def __post_init__(self) -> None:
+    local_paths(self)
     at_least(self, "k", 2)
     for name in ("k_train", "train_questions", "dev_questions", "test_questions", "pack_tokens"):
       at_least(self, name, 1)
@@ -161,4 +163,5 @@ class QuickstartConfig:
   controls: bool = False
 
   def __post_init__(self) -> None:
+    local_paths(self)
     at_least(self, "seed", 0)

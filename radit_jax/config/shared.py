@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from typing import Literal
+from typing import Any, Literal
 
 from radit_jax.errors import UserError
 
@@ -20,6 +20,19 @@ LoraBase = Literal["float", "int8", "nf4"]
 Remat = Literal["none", "dots", "full"]
 EvaluationMode = Literal["retrieval", "closed_book", "gold"]
 Pooling = Literal["cls", "mean", "last"]
+
+
+def local_paths(config: Any, *others: str) -> None:
+  """Refuses ``gs://`` in every text option that is not among ``others``: what it names is read or written in place."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if isinstance(value, str) and value.startswith("gs://") and field.name not in others:
+      bucket, _, rest = value.removeprefix("gs://").partition("/")
+      raise UserError(
+        f"{type(config).__name__}.{field.name} = {value}: --{field.name.replace('_', '-')} cannot be in a bucket; "
+        f"mount it (gcsfuse --implicit-dirs {bucket} ~/bucket, see docs/tpu.md) and give ~/bucket/{rest}, or copy it "
+        f"(gcloud storage cp -r {value} .)"
+      )
 
 
 def at_least(config: object, name: str, low: float) -> None:

@@ -25,6 +25,7 @@ from radit_jax.config.shared import (
   above,
   at_least,
   check_master_dtype,
+  local_paths,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -62,6 +63,7 @@ class PrepareConfig:
   on_error: OnError = "strict"
 
   def __post_init__(self) -> None:
+    local_paths(self)
     at_least(self, "max_passage_words", 10)
     for name in ("dev_fraction", "test_fraction"):
       if not 0 < getattr(self, name) < 1:
@@ -97,6 +99,7 @@ class IndexConfig:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
+    local_paths(self)
     at_least(self, "batch_size", 1)
     one_of(self, "backend", Backend)
 
@@ -136,6 +139,7 @@ class RetrieveConfig:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
+    local_paths(self)
     at_least(self, "k", 1)
     at_least(self, "limit", 1)
     at_least(self, "batch_size", 1)
@@ -170,6 +174,7 @@ class ScoreConfig:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
+    local_paths(self)
     at_least(self, "k", 1)
     at_least(self, "batch_size", 1)
     at_least(self, "pack_tokens", 1)
@@ -215,6 +220,7 @@ class TrainGeneratorConfig:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
+    local_paths(self, "workdir")
     at_least(self, "k", 1)
     at_least(self, "pack_tokens", 1)
     one_of(self, "method", Method)
@@ -272,6 +278,7 @@ class TrainRetrieverConfig:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
+    local_paths(self, "workdir")
     at_least(self, "k", 2)
     above(self, "lm_temperature", 0)
     one_of(self, "loss", LossName)
@@ -323,6 +330,7 @@ class EvaluateConfig:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
+    local_paths(self)
     at_least(self, "k", 1)
     at_least(self, "batch_size", 1)
     at_least(self, "limit", 1)
@@ -361,6 +369,7 @@ class AskConfig:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
+    local_paths(self, "question")
     at_least(self, "k", 1)
     if not self.question.strip():
       raise UserError("AskConfig.question is empty")
@@ -381,6 +390,9 @@ class ExportConfig:
   out: str
   dtype: Literal["keep", "float32", "bfloat16"] = "keep"
   data_licence: str = "not stated"
+
+  def __post_init__(self) -> None:
+    local_paths(self, "out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -419,6 +431,7 @@ class InspectConfig:
   json: bool = False
 
   def __post_init__(self) -> None:
+    local_paths(self)
     at_least(self, "k", 1)
     at_least(self, "batch_size", 1)
     above(self, "lm_temperature", 0)
@@ -435,3 +448,6 @@ class ConvertConfig:
 
   source: str
   out: str
+
+  def __post_init__(self) -> None:
+    local_paths(self)

@@ -1,11 +1,11 @@
 """Orbax checkpoints of a train state: the newest to continue from, the best to export."""
 
 import os
-import pathlib
 from typing import Any
 
 import jax
 
+from radit_jax import files
 from radit_jax.errors import UserError
 
 
@@ -30,7 +30,7 @@ class Checkpoints:
       get_metric_fn=lambda m: m["dev_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
     )
     self._manager = ocp.CheckpointManager(
-      pathlib.Path(directory).absolute(),
+      files.location(os.path.abspath(directory) if not files.in_bucket(directory) else directory),
       item_handlers=ocp.StandardCheckpointHandler(),  # without it, metadata of an older run cannot be read
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -17,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from radit_jax import hosts, sharding
+from radit_jax import files, hosts, sharding
 from radit_jax.config import LoopConfig, OptimizerConfig
 from radit_jax.errors import Preempted, TrainingError, UserError
 from radit_jax.progress import Progress, silent
@@ -126,7 +125,7 @@ def train(
     UserError: a batch without anything to train on; a checkpoint of another model.
     Preempted: SIGTERM came; the state is saved.
   """
-  root = pathlib.Path(workdir)
+  root = files.location(workdir)
   make = make_optimizer(optimizer, total_steps)
   # On the host, all at once: computed when it is logged, a rate would queue behind the step that has just started.
   rates = np.asarray(jax.vmap(learning_rate(optimizer, total_steps))(jnp.arange(total_steps)))
@@ -137,7 +136,7 @@ def train(
     if start:
       state = checkpoints.restore(start, state)
     writer = MetricsWriter(root / "metrics.jsonl", resume_step=start)
-    with jax.set_mesh(mesh), _stop_asked() as stop_asked:
+    with contextlib.closing(writer), jax.set_mesh(mesh), _stop_asked() as stop_asked:
 
       def dev_loss() -> float | None:
         return None if dev_batches is None else mean_loss(combine(state.model, frozen), dev_batches(), objective, mesh)

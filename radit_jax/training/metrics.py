@@ -3,14 +3,21 @@
 import json
 import math
 import os
-import pathlib
+import time
 from typing import Any
 
 from radit_jax import files, hosts
 
 
+#: Seconds between two copies of the file to a bucket, which takes one a second of each object.
+_COPY_EVERY_S = 20.0
+
+
 class MetricsWriter:
   """Appends lines, in the first of several processes; on a resume, drops the lines of steps that will be run again.
+
+  Objects in a bucket cannot be appended to: there the whole file is written anew with each dev loss (a checkpoint follows),
+  else every 20 seconds at most, and when the writer is closed.
 
   Args:
     path: the file.
@@ -18,24 +25,40 @@ class MetricsWriter:
   """
 
   def __init__(self, path: str | os.PathLike[str], *, resume_step: int = 0):
-    self._path = pathlib.Path(path)
+    self._path = files.location(path)
     kept = [line for line in read_metrics(self._path) if line["step"] <= resume_step] if resume_step else []
+    self._text = "".join(json.dumps(line) + "\n" for line in kept)  # of a file in a bucket
     with hosts.one_writes() as mine:
       if mine:
-        files.write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._copy()
 
   def write(self, step: int, **figures: Any) -> None:
     """Adds a line; a number that JSON cannot hold (NaN, infinity) is written as null."""
     if not hosts.is_first():
       return
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+    line = json.dumps({"step": step, **clean}) + "\n"
+    if files.in_bucket(self._path):
+      self._text += line
+      if "dev_loss" in figures or time.monotonic() - self._copied > _COPY_EVERY_S:
+        self._copy()
+      return
     with open(self._path, "a", encoding="utf-8") as f:
-      f.write(json.dumps({"step": step, **clean}) + "\n")
+      f.write(line)
+
+  def close(self) -> None:
+    """Leaves every line in the file."""
+    if files.in_bucket(self._path) and hosts.is_first():
+      self._copy()
+
+  def _copy(self) -> None:
+    files.write_atomic(self._path, self._text)
+    self._copied = time.monotonic()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """Lines of a metrics file; a last line cut short by a kill is left out, a missing file has none."""
-  p = pathlib.Path(path)
+  p = files.location(path)
   if not p.exists():
     return []
   out = []

@@ -53,7 +53,7 @@ def export(config: ExportConfig, *, progress: Progress = silent) -> ExportResult
   Raises:
     UserError: a directory that is no finished run, or an ``out`` that exists.
   """
-  out = pathlib.Path(config.out)
+  out = files.location(config.out)
   if out.exists():
     raise UserError(f"{out}: exists; remove it, or name another directory")
   root = pathlib.Path(config.run)

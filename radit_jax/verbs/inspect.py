@@ -137,7 +137,7 @@ def describe_batch(
     data, lines = _pair_batch_data(ids, batch, tokenizer), pair_batch_lines
   else:
     data, lines = _batch_data(ids, batch, tokenizer), batch_lines
-  path = pathlib.Path(stem)
+  path = files.location(stem)
   text = "\n".join(lines(data, lambda s: f"⟦{s}⟧"))
   files.write_atomic(path.with_name(path.name + ".json"), json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
   files.write_atomic(path.with_name(path.name + ".txt"), text + "\n")

@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterator, Sequence
 
-from radit_jax import runs, sharding
+from radit_jax import files, runs, sharding
 from radit_jax.config import TrainGeneratorConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore, check_passages
@@ -73,7 +72,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     TrainingError: repeated non-finite steps.
     Preempted: SIGTERM; the state is saved.
   """
-  root = pathlib.Path(config.workdir)
+  root = files.location(config.workdir)
   passages = PassageStore(config.passages)
   stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
   for name, store in stores.items():

@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterator, Sequence
 
-from radit_jax import runs, sharding
+from radit_jax import files, runs, sharding
 from radit_jax.config import TrainRetrieverConfig
 from radit_jax.data.batches import lsr_batches, query_lengths
 from radit_jax.data.examples import RetrievedStore, ScoreStore
@@ -70,7 +69,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     TrainingError: repeated non-finite steps.
     Preempted: SIGTERM; the state is saved.
   """
-  root = pathlib.Path(config.workdir)
+  root = files.location(config.workdir)
   stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder)

@@ -151,7 +151,7 @@ def finished_result(
   Raises:
     UserError: the directory belongs to another verb or recipe, or one of several processes does not see it.
   """
-  root = pathlib.Path(workdir)
+  root = files.location(workdir)
   hosts.check_shared(root)
   if not (root / RESULT).exists():
     return None
@@ -179,7 +179,7 @@ def write_result(workdir: str, loop: LoopConfig, result: Any) -> None:
   with hosts.one_writes() as mine:
     if mine:
       done = {"loop": dataclasses.asdict(loop), "result": dataclasses.asdict(result)}
-      files.write_json(pathlib.Path(workdir) / RESULT, done)
+      files.write_json(files.location(workdir) / RESULT, done)
 
 
 def write_first_batch(workdir: str | pathlib.Path, first_batch: Callable[[], Batch], tokenizer: Any) -> None:
@@ -190,7 +190,7 @@ def write_first_batch(workdir: str | pathlib.Path, first_batch: Callable[[], Bat
     first_batch: gives it, the rows of all processes.
     tokenizer: the one the batches were made with.
   """
-  stem = pathlib.Path(workdir) / "first_batch"
+  stem = files.location(workdir) / "first_batch"
   with hosts.one_writes() as mine:
     if mine and not stem.with_suffix(".json").exists():
       describe_batch(*first_batch(), tokenizer, stem)
@@ -251,7 +251,7 @@ def export_tuned(model: Any, load: Load, config: TuningVerb, *, base: str) -> An
   if not config.lora.rank:
     return model
   if not fused_targets(model):
-    save_adapter(model, pathlib.Path(config.workdir) / "adapter", base=base)
+    save_adapter(model, files.location(config.workdir) / "adapter", base=base)
   if config.lora.base == "float":
     return merge_lora(model)
   with jax.default_device(_host()):

@@ -97,7 +97,11 @@ while :; do
   case $step:$status in
     :0)
       say "$name has run the command to its end"
-      [ -z "$then_delete" ] || part delete
+      tries=0
+      while [ -n "$then_delete" ] && ! part delete; do
+        [ "$((tries += 1))" -le "$failures" ] || fail "$name cannot be deleted, and goes on costing money"
+        sleep 20 || true
+      done
       exit 0 ;;
     :2)
       say "error: the command was a wrong call (exit status 2), which no other attempt would change; $name is still there"

@@ -80,13 +80,14 @@ print(jax.local_device_count(), 'of', jax.device_count())") || counts='no device
       job=$base/jobs/$id
       mkdir -p "$job"
       echo "$id" > "$base/job"
+      : > "$job/log" # here, as the job may be slower to open it than tail is below
       cd "$HOME"
-      setsid sh "$0" job "$@" > "$job/log" 2>&1 < /dev/null &
+      setsid sh "$0" job "$@" >> "$job/log" 2>&1 < /dev/null &
       echo $! > "$job/pid"
       lines=+1
     fi
     job=$base/jobs/$id
-    tail -n "$lines" -s 0.2 -f --pid="$(cat "$job/pid")" "$job/log"
+    tail -n "$lines" -s 0.2 -f --pid="$(cat "$job/pid")" "$job/log" || true
     end "$id" "$(cat "$job/status" 2> /dev/null || echo 137)" ;;
   job)
     "$@" &
