@@ -272,7 +272,7 @@ def check_shared(path: str | os.PathLike[str]) -> None:
   Raises:
     UserError: naming a process that does not.
   """
-  if count() == 1:
+  if count() == 1 or files.in_bucket(path):
     return
   target = pathlib.Path(path).absolute()
   near = next(p for p in (target, *target.parents) if p.is_dir())

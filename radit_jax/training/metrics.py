@@ -8,7 +8,6 @@ from typing import Any
 
 from radit_jax import files, hosts
 
-
 #: Seconds between two copies of the file to a bucket, which takes one a second of each object.
 _COPY_EVERY_S = 20.0
 
@@ -16,8 +15,8 @@ _COPY_EVERY_S = 20.0
 class MetricsWriter:
   """Appends lines, in the first of several processes; on a resume, drops the lines of steps that will be run again.
 
-  Objects in a bucket cannot be appended to: there the whole file is written anew with each dev loss (a checkpoint follows),
-  else every 20 seconds at most, and when the writer is closed.
+  Objects in a bucket cannot be appended to: there the whole file is written anew, with each dev loss (a checkpoint
+  follows), else every 20 seconds at most, and when the writer is closed.
 
   Args:
     path: the file.

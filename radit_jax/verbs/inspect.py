@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
