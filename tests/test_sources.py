@@ -1,10 +1,10 @@
 """Reading users' files: what is read, and what is said about each kind of bad line."""
 
-import collections
 import json
 
 import pytest
 
+from radit_jax.data.policy import Skipped
 from radit_jax.data.sources import Example, Passage, read_corpus, read_examples
 from radit_jax.errors import UserError
 
@@ -159,9 +159,10 @@ def test_a_bad_line_is_named_or_counted(tmp_path, read, good, bad, message):
   with pytest.raises(UserError, match=rf"^\S*file\.jsonl:3: .*{message}") as raised:
     seen.extend(read(path, format="jsonl"))
   assert "\n" not in str(raised.value)
-  skipped = collections.Counter()
+  skipped = Skipped()
   assert [r.id for r in read(path, format="jsonl", on_error="skip", skipped=skipped)] == ["good", "later"]
-  assert skipped == {str(path): 1}
+  assert skipped.total() == 1
+  assert skipped.lines()[1].startswith(f"  {path}:3: ")
 
 
 @pytest.mark.parametrize(("read", "good"), [(read_examples, GOOD_QUESTION), (read_corpus, GOOD_DOCUMENT)])
@@ -174,9 +175,9 @@ def test_files_as_a_whole(tmp_path, read, good):
       with pytest.raises(UserError, match=r"empty\.jsonl: no (questions|documents) in it \(empty file\)"):
         list(read(tmp_path / "empty.jsonl", format=format))
   path = lines(tmp_path, good, {**good, "id": "b"}, good)
-  with pytest.raises(UserError, match=r"file\.jsonl:3: id 'a' was already used at .*file\.jsonl:1$"):
+  with pytest.raises(UserError, match=r"file\.jsonl:3: id 'a' was already used at .*file\.jsonl:1;"):
     list(read(path, format="jsonl"))
-  skipped = collections.Counter()
+  skipped = Skipped()
   assert [r.id for r in read(path, format="jsonl", on_error="skip", skipped=skipped)] == ["a", "b"]
   assert skipped.total() == 1
   path = lines(tmp_path, b"{", b"[")
@@ -227,6 +228,6 @@ def test_a_squad_question_without_an_answer(tmp_path):
   path = squad(tmp_path, content)
   with pytest.raises(UserError, match=r"data\[0\]\.paragraphs\[1\]\.qas\[0\]: question 'q2' has no answer"):
     list(read_examples(path, format="squad"))
-  skipped = collections.Counter()
+  skipped = Skipped()
   assert [q.id for q in read_examples(path, format="squad", on_error="skip", skipped=skipped)] == ["q1", "q3"]
   assert skipped.total() == 1

@@ -1,30 +1,20 @@
 """Files users bring, as they are: every bad line is named, none is dropped in silence."""
 
-import collections
 import dataclasses
 import os
 import typing
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from radit_jax.config import CorpusFormat, QuestionFormat
+from radit_jax.config import CorpusFormat, OnError, QuestionFormat
 from radit_jax.data import squad
-from radit_jax.data.records import (
-  BadRecord,
-  Located,
-  a_list,
-  an_object,
-  metadata,
-  optional_text,
-  read_lines,
-  text,
-  texts,
-)
+from radit_jax.data.fields import a_list, an_object, metadata, optional_text, text, texts
+from radit_jax.data.policy import BadRecord, Located, Skipped, accepted
+from radit_jax.data.records import read_lines
 from radit_jax.errors import UserError
 
 Metadata = Mapping[str, str | int | float]
-OnError = Literal["strict", "skip"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +76,7 @@ def read_examples(
   format: QuestionFormat,
   split: str | None = None,
   on_error: OnError = "strict",
-  skipped: collections.Counter[str] | None = None,
+  skipped: Skipped | None = None,
 ) -> Iterator[Example]:
   """Reads questions with answers.
 
@@ -101,7 +91,7 @@ def read_examples(
     format: see above.
     split: for formats of several splits; these two have one.
     on_error: "strict" stops at the first bad line; "skip" leaves bad lines out.
-    skipped: counts what was left out, by file.
+    skipped: counts what was left out, by reason.
 
   Yields:
     Examples, in the order of the file.
@@ -123,7 +113,7 @@ def read_corpus(
   *,
   format: CorpusFormat,
   on_error: OnError = "strict",
-  skipped: collections.Counter[str] | None = None,
+  skipped: Skipped | None = None,
 ) -> Iterator[Passage]:
   """Reads the documents of a corpus.
 
@@ -136,7 +126,7 @@ def read_corpus(
     path: the file.
     format: see above.
     on_error: "strict" stops at the first bad line; "skip" leaves bad lines out.
-    skipped: counts what was left out, by file.
+    skipped: counts what was left out, by reason.
 
   Yields:
     Documents, in the order of the file.
@@ -162,27 +152,23 @@ def _checked(
   make: Callable[[Any], Any],
   kind: str,
   on_error: OnError,
-  skipped: collections.Counter[str] | None,
+  skipped: Skipped | None,
 ) -> Iterator[Any]:
+  skipped = Skipped() if skipped is None else skipped
+  before = skipped.total()
   places: dict[str, str] = {}
-  left_out = 0
-  for place, record in records:
-    try:
-      if isinstance(record, BadRecord):
-        raise record
-      made = make(record)
-      if made.id in places:
-        raise BadRecord(f"id {made.id!r} was already used at {places[made.id]}")
-    except BadRecord as e:
-      if on_error == "strict":
-        raise UserError(f"{place}: {e}") from None
-      left_out += 1
-      if skipped is not None:
-        skipped[str(path)] += 1
-      continue
+
+  def unique(record: Any) -> Any:
+    made = make(record)
+    if made.id in places:
+      raise BadRecord(f"id {made.id!r} was already used at {places[made.id]}", reason="an id that was already used")
+    return made
+
+  for place, made in accepted(records, unique, on_error, skipped):
     places[made.id] = place
     yield made
   if not places:
+    left_out = skipped.total() - before
     raise UserError(f"{path}: no {kind} in it" + (f" ({left_out} bad lines left out)" if left_out else " (empty file)"))
 
 

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from radit_jax.data.records import BadRecord, Located, a_list, an_object, read_json, text
+from radit_jax.data.fields import a_list, an_object, text
+from radit_jax.data.policy import BadRecord, Located
+from radit_jax.data.records import read_json
 from radit_jax.errors import UserError
 
 
@@ -54,7 +56,7 @@ def _paragraphs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Paragraph |
   known: dict[str, str] = {}
   numbers: collections.Counter[str] = collections.Counter()
   for a, article in enumerate(articles):
-    place = f"{path}: data[{a}]"
+    place = f"{path}#data[{a}]"
     try:
       title = text(an_object(article), "title")
       paragraphs = a_list(article, "paragraphs")
@@ -62,7 +64,7 @@ def _paragraphs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Paragraph |
       yield place, e
       continue
     for n, paragraph in enumerate(paragraphs):
-      place = f"{path}: data[{a}].paragraphs[{n}]"
+      place = f"{path}#data[{a}].paragraphs[{n}]"
       try:
         context = text(an_object(paragraph), "context").strip()
         asked = a_list(paragraph, "qas")

@@ -11,6 +11,7 @@ import numpy as np
 from radit_jax import files, hosts, runs
 from radit_jax.config import PrepareConfig
 from radit_jax.data.corpus import PassageStore, chunk, write_passages
+from radit_jax.data.policy import Skipped
 from radit_jax.data.sources import Example, read_corpus, read_examples
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import has_answer
@@ -32,7 +33,8 @@ class PrepareResult:
     num_groups: groups of each split; no group is in two.
     num_gold: questions whose gold passage is known.
     num_foreign_contexts: questions whose `context` is the text of no document, so that it is not used.
-    skipped: bad lines left out (``on_error="skip"``).
+    skipped: records left out, bad ones (``on_error="skip"``) and those that make no question by their format.
+    skipped_lines: their reasons with counts and first places, for the command line.
   """
 
   passages: str
@@ -44,6 +46,7 @@ class PrepareResult:
   num_gold: int
   num_foreign_contexts: int
   skipped: int
+  skipped_lines: list[str] = dataclasses.field(default_factory=list)
 
   def summary(self) -> str:
     """A few lines for the command line."""
@@ -52,8 +55,7 @@ class PrepareResult:
     lines.append(f"questions: {counts}; {self.num_gold} with a gold passage: {self.split}")
     if self.num_foreign_contexts:
       lines.append(f"{self.num_foreign_contexts} questions carry a context that is the text of no document: not used")
-    if self.skipped:
-      lines.append(f"{self.skipped} bad lines were left out")
+    lines += self.skipped_lines
     return "\n".join(lines)
 
 
@@ -89,7 +91,7 @@ def _prepared(root: pathlib.Path) -> PrepareResult:
 
 def _prepare(config: PrepareConfig, wanted: dict[str, Any], progress: Progress) -> None:
   passages, split = pathlib.Path(config.workdir) / "passages", pathlib.Path(config.workdir) / "split"
-  skipped: collections.Counter[str] = collections.Counter()
+  skipped = Skipped()
   documents = list(read_corpus(config.corpus, format=config.corpus_format, on_error=config.on_error, skipped=skipped))
   examples = list(
     read_examples(config.questions, format=config.questions_format, on_error=config.on_error, skipped=skipped)
@@ -131,7 +133,8 @@ def _prepare(config: PrepareConfig, wanted: dict[str, Any], progress: Progress) 
     "num_foreign_contexts": sum(
       bool(e.own_context) and (e.own_context or "").strip() not in document_of_text for e in examples
     ),
-    "skipped": sum(skipped.values()),
+    "skipped": skipped.total(),
+    "skipped_lines": skipped.lines(),
   }
   with files.atomic_directory(split) as out:
     for name, lines in rows.items():
