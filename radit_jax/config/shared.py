@@ -7,7 +7,52 @@ from typing import Any, Literal
 from radit_jax.errors import UserError
 
 CorpusFormat = Literal["jsonl", "squad"]
-QuestionFormat = Literal["jsonl", "squad"]
+QuestionFormat = Literal[
+  "jsonl",
+  "squad",
+  "squad_v2",
+  "beir",
+  "aqua_rat",
+  "arc",
+  "boolq",
+  "cnn_dailymail",
+  "commonsense_qa",
+  "competition_math",
+  "coqa",
+  "drop",
+  "ecqa",
+  "freebase_qa",
+  "gsm8k",
+  "hellaswag",
+  "hotpot_qa",
+  "kilt",
+  "kilt_aida",
+  "kilt_eli5",
+  "kilt_fever",
+  "kilt_trex",
+  "kilt_wow",
+  "kilt_zsre",
+  "math_qa",
+  "mmlu",
+  "ms_marco",
+  "narrativeqa",
+  "newsqa",
+  "nq_open",
+  "oasst1",
+  "openbookqa",
+  "piqa",
+  "pubmed_qa",
+  "quac",
+  "quail",
+  "quarel",
+  "siqa",
+  "strategyqa",
+  "trivia_qa",
+  "web_questions",
+  "wiki_qa",
+  "winogrande",
+  "yahoo_answers_qa",
+]
 OnError = Literal["strict", "skip"]
 Backend = Literal["scann", "exact"]
 Verify = Literal["full", "sizes"]

@@ -1,12 +1,14 @@
 """Fields of one record, each of the type it must have; anything else is said in words."""
 
 import itertools
+import re
 from typing import Any
 
 from radit_jax.data.policy import BadRecord
 
 # A table of thousands of columns must not become a line of thousands of names.
 _NAMES_SHOWN = 12
+_DIGITS = re.compile(r"-?[0-9]{1,18}")
 _TYPES = {str: "text", list: "a list", dict: "an object", int: "a number", float: "a number", bool: "true or false"}
 
 
@@ -98,4 +100,32 @@ def _unicode(name: str, value: str) -> str:
     raise BadRecord(f"field {name!r} holds half a surrogate pair (\\ud800-\\udfff), which is no character") from None
   if "\0" in value:
     raise BadRecord(f"field {name!r} holds a NUL character")
+  return value
+
+
+def integer(record: dict[str, Any], name: str) -> int:
+  """A whole number, or a text of digits."""
+  value = record.get(name)
+  if value is None:
+    raise missing(record, name)
+  if isinstance(value, str) and _DIGITS.fullmatch(value):
+    value = int(value)
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise BadRecord(f"field {name!r} is {type_name(value)}, must be a whole number")
+  return value
+
+
+def truth(record: dict[str, Any], name: str) -> bool:
+  """A field that must be there and be true or false."""
+  value = field(record, name, bool)
+  if value is None:
+    raise missing(record, name)
+  return bool(value)
+
+
+def an_object_at(record: dict[str, Any], name: str) -> dict[str, Any]:
+  """A field that must be there and be an object."""
+  value = field(record, name, dict)
+  if value is None:
+    raise missing(record, name)
   return value

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
-from radit_jax.data.fields import a_list, an_object, field, missing, type_name
+from radit_jax.data.fields import a_list, an_object, an_object_at, type_name
 from radit_jax.data.policy import BadRecord, Located
 from radit_jax.errors import UserError
 
@@ -191,17 +191,10 @@ def read_tree(path: str | os.PathLike[str], steps: str) -> Iterator[Located]:
 def _inside(value: Any, name: str, kind: str | None) -> Any:
   """The list or object that a step walks."""
   if name:
-    value = a_list(an_object(value), name) if kind == "[]" else _an_object_at(an_object(value), name)
+    value = a_list(an_object(value), name) if kind == "[]" else an_object_at(an_object(value), name)
   elif kind == "[]" and not isinstance(value, list):
     raise BadRecord(f"{type_name(value)}, must be a list [...]")
   return value if kind == "[]" else an_object(value)
-
-
-def _an_object_at(record: dict[str, Any], name: str) -> dict[str, Any]:
-  value = field(record, name, dict)
-  if value is None:
-    raise missing(record, name)
-  return value
 
 
 def _walk(place: str, value: Any, chain: tuple[Any, ...], steps: list[tuple[str, str | None]]) -> Iterator[Located]:

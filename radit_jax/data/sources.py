@@ -2,50 +2,21 @@
 
 import dataclasses
 import os
+import pathlib
 import typing
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from radit_jax.config import CorpusFormat, OnError, QuestionFormat
 from radit_jax.data import squad
-from radit_jax.data.fields import a_list, an_object, metadata, optional_text, text, texts
+from radit_jax.data.fields import metadata, optional_text, text
 from radit_jax.data.policy import BadRecord, Located, Skipped, accepted
+from radit_jax.data.readers import READERS
+from radit_jax.data.readers.example import Example, Metadata
+from radit_jax.data.readers.layer import prepared_records
 from radit_jax.data.records import read_lines
 from radit_jax.errors import UserError
-
-Metadata = Mapping[str, str | int | float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """A task with its answers.
-
-  Attributes:
-    id: unique in its file.
-    instruction: ``x``, what is asked.
-    answers: ``y``; the first one is trained on, all count in evaluation.
-    category: kind of task.
-    query: text for the retriever; None takes the instruction.
-    own_context: text of the passage that the example brings along.
-    gold_passage_ids: ids of the documents that hold the answer.
-    group: what must not be shared between splits, e.g. an article.
-    turns: of a dialogue.
-    choices: of a multiple-choice question.
-    metadata: anything else.
-  """
-
-  id: str
-  instruction: str
-  answers: tuple[str, ...]
-  category: str = "qa"
-  query: str | None = None
-  own_context: str | None = None
-  gold_passage_ids: tuple[str, ...] = ()
-  group: str | None = None
-  turns: tuple[str, ...] | None = None
-  choices: tuple[str, ...] | None = None
-  metadata: Metadata = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,34 +49,49 @@ def read_examples(
   on_error: OnError = "strict",
   skipped: Skipped | None = None,
 ) -> Iterator[Example]:
-  """Reads questions with answers.
+  """Reads questions with answers from the files in which a data set is distributed (`docs/data.md` has the table).
 
-  Formats:
+  Two are the project's own:
 
   - ``jsonl``: ``{"id", "question", "answers": [...]}`` and maybe ``"context"`` (text of the gold passage),
-    ``"passage_ids"`` (ids of gold documents), ``"query"``, ``"group"``, ``"metadata"`` on each line;
+    ``"passage_ids"`` (ids of gold documents), ``"query"``, ``"group"``, ``"choices"``, ``"turns"`` (instead of the
+    question), ``"category"``, ``"metadata"`` on each line;
   - ``squad``: a file of SQuAD 1.1; the gold passage is the question's paragraph, the group its article.
 
+  A folder that TFDS has prepared in ArrayRecord form is read too, under the name of its set.
+
   Args:
-    path: the file.
-    format: see above.
-    split: for formats of several splits; these two have one.
-    on_error: "strict" stops at the first bad line; "skip" leaves bad lines out.
-    skipped: counts what was left out, by reason.
+    path: the file, or the folder of files.
+    format: name of the set.
+    split: for formats that hold several splits in one place.
+    on_error: "strict" stops at the first bad record; "skip" leaves bad ones out.
+    skipped: counts what was left out, by reason; also records that by their format make no example.
 
   Yields:
-    Examples, in the order of the file.
+    Examples, in the order of the file; one whose set has no ids is named by its place.
 
   Raises:
-    UserError: no such file, an empty one, or a bad line: not JSON, not UTF-8, a field missing or of the wrong type, an
-      id that was there before, no answer.
+    UserError: no such file, an empty one, or a bad record: not JSON, not UTF-8, a field missing or of the wrong type,
+      an id that was there before, no answer.
   """
   _check(format, QuestionFormat, on_error)
-  if split is not None:
+  reader = READERS[format]
+  root = pathlib.Path(path)
+  is_prepared = (root / "dataset_info.json").is_file()
+  if is_prepared and reader.prepared is None:
+    raise UserError(f"{path}: TFDS does not have {format!r}; give the original files")
+  if split is not None and not (reader.splits or is_prepared):
     raise UserError(f"{path}: format {format!r} has no splits, but split {split!r} was asked for")
-  records = read_lines(path) if format == "jsonl" else squad.questions(path)
-  make = _example if format == "jsonl" else _squad_example
-  yield from _checked(path, records, make, "questions", on_error, skipped)
+  make = reader.prepared if is_prepared and reader.prepared else reader.make
+  located = prepared_records(root, split) if is_prepared else reader.located(root, split)
+
+  def named(placed: tuple[str, Any]) -> Example:
+    place, parts = placed
+    made = make(*parts)
+    return made if made.id else dataclasses.replace(made, id=place.removeprefix(f"{root.parent}/"))
+
+  with_place = ((place, r if isinstance(r, BadRecord) else (place, r)) for place, r in located)
+  yield from _checked(path, with_place, named, "questions", on_error, skipped)
 
 
 def read_corpus(
@@ -172,19 +158,6 @@ def _checked(
     raise UserError(f"{path}: no {kind} in it" + (f" ({left_out} bad lines left out)" if left_out else " (empty file)"))
 
 
-def _example(record: dict[str, Any]) -> Example:
-  return Example(
-    id=text(record, "id"),
-    instruction=text(record, "question"),
-    answers=texts(record, "answers", required=True),
-    query=optional_text(record, "query"),
-    own_context=optional_text(record, "context"),
-    gold_passage_ids=texts(record, "passage_ids", required=False),
-    group=optional_text(record, "group"),
-    metadata=metadata(record),
-  )
-
-
 def _passage(record: dict[str, Any]) -> Passage:
   return Passage(
     id=text(record, "id"),
@@ -197,18 +170,3 @@ def _passage(record: dict[str, Any]) -> Passage:
 def _squad_passage(paragraph: squad.Paragraph) -> Passage:
   title = urllib.parse.unquote(paragraph.article).replace("_", " ")
   return Passage(id=paragraph.id, title=title, text=paragraph.text)
-
-
-def _squad_example(located: tuple[squad.Paragraph, Any]) -> Example:
-  paragraph, record = located
-  answers = a_list(an_object(record), "answers")
-  if not answers:
-    raise BadRecord(f"question {record.get('id')!r} has no answer; this format is SQuAD 1.1")
-  return Example(
-    id=text(record, "id"),
-    instruction=text(record, "question").strip(),
-    answers=tuple(dict.fromkeys(text(an_object(a), "text") for a in answers)),
-    own_context=paragraph.text,
-    gold_passage_ids=(paragraph.id,),
-    group=paragraph.article,
-  )
