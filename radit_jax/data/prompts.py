@@ -23,18 +23,21 @@ from radit_jax.data.templates import (
   ANSWER_MARKERS,
   FIXED_MARKERS,
   QUESTION_MARKERS,
+  Markers,
   Piece,
   chat_pieces,
+  draw_markers,
   exported_pieces,
   file_pieces,
   plain_pieces,
   read_template,
 )
-from radit_jax.data.tokenization import Seam, SlotIds, SlotTokenizer
+from radit_jax.data.tokenization import PLAIN, Seam, SlotIds, SlotTokenizer
 from radit_jax.errors import UserError
 
 Ids = tuple[int, ...]
-#: question, passage (None: closed book), answer (None: a prompt to be continued), marker seed (None: fixed markers)
+#: question, passage (None: closed book), answer (None: a prompt to be continued), and the seed that draws the markers or
+#: the :class:`radit_jax.data.templates.Markers` themselves (None: fixed markers)
 Request = tuple[str, Passage | None, str | None, tuple[Any, ...] | None]
 
 
@@ -143,7 +146,9 @@ class Prompt:
     self._layouts = {
       (closed, markers): self._layout(closed, markers)
       for closed in (False, True)
-      for markers in itertools.product(range(len(QUESTION_MARKERS)), range(len(ANSWER_MARKERS)))
+      for markers in itertools.starmap(
+        Markers, itertools.product(range(len(QUESTION_MARKERS)), range(len(ANSWER_MARKERS)))
+      )
       if config.style == "plain" or markers == FIXED_MARKERS
     }
     longest = max(self._layouts.values(), key=self._reserved)
@@ -257,7 +262,7 @@ class Prompt:
     Args:
       requests: ``(question, passage, answer, marker_seed)``. A passage of None gives a closed-book row, an answer of
         None a prompt to be continued. A marker seed, e.g. ``(seed, epoch, example id)``, draws the plain style's
-        markers.
+        markers; a category has its own, see :func:`radit_jax.data.templates.markers_of`.
 
     Returns:
       One row per request, in order.
@@ -268,6 +273,33 @@ class Prompt:
     layouts = [self._pick(request) for request in requests]
     ids = self._tokenize(zip(layouts, requests, strict=True))
     return [self._assemble(x, request, ids) for x, request in zip(layouts, requests, strict=True)]
+
+  def render_text(self, text: str) -> list[Rendered]:
+    """Plain text as rows without a background, whose every token is an answer token.
+
+    Args:
+      text: a longer one than ``max_tokens`` goes on in the next row; nothing of it is lost.
+
+    Returns:
+      Rows of the begin token, where the tokenizer has one, the text's tokens and, at its end, the end token. The first
+      token of a row is predicted from nothing, so it is no answer token where there is no begin token.
+    """
+    tokenizer = self._tokenizer
+    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    ids = self._slots.unglued(Seam(PLAIN), text.strip())
+    if not ids:
+      raise UserError("a plain text without a token; leave it out")
+    room = self.config.max_tokens - len(bos)
+    whole = ids + end
+    rows = []
+    for start in range(0, len(whole), room):
+      own = whole[start : start + room]
+      closing = end if start + room >= len(whole) else ()
+      segments = [("bos", bos), ("answer", own[: len(own) - len(closing)]), ("end", closing)]
+      segments = [(name, part) for name, part in segments if part]
+      rows.append(Rendered(tuple(segments), bos + own, 1, len(bos) + len(own)))
+    return rows
 
   def measure(self, requests: Sequence[Request]) -> Lengths:
     """Lengths with the markers that make each row longest: what a batch plan needs before any marker is drawn.
@@ -303,8 +335,7 @@ class Prompt:
     _, passage, _, seed = request
     markers = FIXED_MARKERS
     if seed is not None and self.config.style == "plain":
-      digest = hashlib.sha256(repr(seed).encode()).digest()
-      markers = (digest[0] % len(QUESTION_MARKERS), digest[1] % len(ANSWER_MARKERS))
+      markers = seed if isinstance(seed, Markers) else draw_markers(seed)
     return self._layouts[passage is None, markers]
 
   def _text(self, name: str, request: Request) -> str:

@@ -1,17 +1,83 @@
-"""Prompt templates as pieces of fixed text and slots."""
+"""Prompt templates as pieces of fixed text and slots, and what a category of tasks adds to a question."""
 
+import hashlib
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from radit_jax.data.readers.example import LETTERS, Category, Example
 from radit_jax.errors import UserError
 
 #: Markers before question and answer; drawn at random in training, so that none is learnt by heart.
 QUESTION_MARKERS = ("Q: ", "Question: ", "")
 ANSWER_MARKERS = ("A: ", "Answer: ")
-#: What evaluation uses.
-FIXED_MARKERS = (0, 0)
+
+
+class Markers(NamedTuple):
+  """Positions in :data:`QUESTION_MARKERS` and :data:`ANSWER_MARKERS`."""
+
+  question: int
+  answer: int
+
+
+#: What evaluation uses, where a category has none of its own.
+FIXED_MARKERS = Markers(0, 0)
+_UNMARKED = 2
+
+
+def draw_markers(seed: tuple[Any, ...]) -> Markers:
+  """Markers of one row, e.g. for ``(seed, epoch, example id)``: the same for the same seed, on every machine."""
+  digest = hashlib.sha256(repr(seed).encode()).digest()
+  return Markers(digest[0] % len(QUESTION_MARKERS), digest[1] % len(ANSWER_MARKERS))
+
+
+def markers_of(category: Category, seed: tuple[Any, ...] | None = None) -> Markers:
+  """Markers that a category's rows begin question and answer with.
+
+  Args:
+    category: kind of task.
+    seed: draws them, for training; None gives those of evaluation.
+
+  Example:
+    >>> [tuple(markers_of(name)) for name in ("qa", "choice", "summary", "dialogue")]
+    [(0, 0), (1, 0), (2, 0), (2, 0)]
+  """
+  if category == "dialogue":  # its turns bring markers of their own, which the answer's must match
+    return Markers(_UNMARKED, 0)
+  drawn = FIXED_MARKERS if seed is None else draw_markers(seed)
+  if category in ("summary", "fact", "slot", "entity"):  # these begin with words of their own
+    return drawn._replace(question=_UNMARKED)
+  return Markers(1, 0) if category == "choice" and seed is None else drawn
+
+
+def instruct(example: Example) -> str:
+  r"""What stands in the question's slot: the instruction in the form of the example's category.
+
+  - of a dialogue all turns, each behind ``Q:`` or ``A:``, the last one the user's;
+  - with choices, the choices below it, each behind its letter (the form of MMLU);
+  - of a statement to be checked, ``Is this statement true?`` before it;
+  - of an entity to be linked, what is asked for, below its text;
+  - else as it is: a summary's instruction is ``Summarize this article:``, a slot's ``{entity} [SEP] {relation}``.
+
+  Example:
+    >>> instruct(Example("i", "Which is red?", ("B", "blood"), choices=("grass", "blood")))
+    'Which is red?\nA. grass\nB. blood'
+  """
+  text = example.instruction.strip()
+  if example.turns:
+    last = len(example.turns) - 1
+    text = "\n".join(f"{'A' if (last - i) % 2 else 'Q'}: {turn.strip()}" for i, turn in enumerate(example.turns))
+  if example.choices:
+    text = "\n".join([text, *(f"{LETTERS[i]}. {choice.strip()}" for i, choice in enumerate(example.choices))])
+  if example.category == "fact":
+    text = f"Is this statement true? {text}"
+  if example.category == "entity":
+    text += (
+      "\nOutput the Wikipedia page title of the entity mentioned between [START_ENT] and [END_ENT] in the given text"
+    )
+  return text
+
 
 #: Fixed text, or None for a slot.
 Piece = tuple[str, str | None]

@@ -13,6 +13,7 @@ from radit_jax.config import PrepareConfig
 from radit_jax.data.corpus import PassageStore, chunk, write_passages
 from radit_jax.data.policy import Skipped
 from radit_jax.data.sources import Example, read_corpus, read_examples
+from radit_jax.data.templates import instruct
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import has_answer
 from radit_jax.progress import Progress, silent
@@ -71,10 +72,7 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
   """
   root = pathlib.Path(config.workdir)
   passages, split = root / "passages", root / "split"
-  for path in (config.corpus, config.questions):
-    if not pathlib.Path(path).is_file():
-      raise UserError(f"{path}: no such file")
-  inputs = {"corpus": files.sha256_file(config.corpus), "questions": files.sha256_file(config.questions)}
+  inputs = {"corpus": _fingerprint(config.corpus), "questions": _fingerprint(config.questions)}
   wanted = runs.recipe(config, inputs=inputs)
   if runs.finished(passages, "passages", wanted) and runs.finished(split, "split", wanted):
     return _prepared(root)
@@ -101,6 +99,9 @@ def _prepare(config: PrepareConfig, wanted: dict[str, Any], progress: Progress) 
   titles = {d.id: d.title for d in documents}
   gold_documents = [_gold_documents(e, document_of_text, titles, config.questions) for e in examples]
   groups = [_group(e, config.split_by, gold, titles) for e, gold in zip(examples, gold_documents, strict=True)]
+  for example in examples:
+    if not example.answers:
+      raise UserError(f"{config.questions}: question {example.id!r} has no answer, which training and the table need")
   assigned = _assign(groups, config)
   progress("prepare", 1, 2, "files")
   write_passages(
@@ -117,10 +118,11 @@ def _prepare(config: PrepareConfig, wanted: dict[str, Any], progress: Progress) 
     rows[assigned[group]].append(
       {
         "id": example.id,
-        "question": example.instruction,
+        "question": instruct(example),
         "answers": list(example.answers),
         "query": example.query or example.instruction,
         "group": group,
+        "category": example.category,
         "gold_rows": gold,
       }
     )
@@ -142,6 +144,16 @@ def _prepare(config: PrepareConfig, wanted: dict[str, Any], progress: Progress) 
       (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
     files.write_manifest(out, "split", {"recipe": wanted, "counts": counts})
   progress("prepare", 2, 2, "files")
+
+
+def _fingerprint(path: str) -> str:
+  """Of a file, or of a folder of files."""
+  p = pathlib.Path(path)
+  if p.is_dir():
+    return files.fingerprint_directory(p)
+  if not p.is_file():
+    raise UserError(f"{path}: no such file")
+  return files.sha256_file(p)
 
 
 def _gold_documents(
@@ -196,7 +208,7 @@ def _gold_rows(example: Example, documents: tuple[str, ...], store: PassageStore
   for document in documents:
     pieces = store.rows_of_document(document)
     if len(pieces) > 1:
-      holding = [r for r in pieces if has_answer(store[r].text, example.answers)]
+      holding = [r for r in pieces if has_answer(store[r].text, example.answer_texts)]
       pieces = tuple(holding or pieces)
     rows += pieces
   return rows

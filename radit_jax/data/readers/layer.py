@@ -37,7 +37,8 @@ class Reader:
     if not (self.files and path.is_dir()):
       yield from self.records(path, split)
       return
-    found = sorted(p for p in path.rglob(self.files) if p.is_file())
+    # Hidden files, such as those that macOS writes beside each file, are no data.
+    found = sorted(p for p in path.rglob(self.files) if p.is_file() and not p.name.startswith("."))
     if not found:
       raise UserError(f"{path}: no {self.files} in this folder")
     for file in found:

@@ -147,11 +147,15 @@ def _freebase_records(path: pathlib.Path, _: str | None) -> Iterator[Located]:
     yield from records.read_tree(path, "Questions[]")
     return
   asked: dict[str, tuple[str, dict[str, Any]]] = {}
-  for place, row in records.read_table(path, delimiter="\t", columns=_FREEBASE_COLUMNS):
+  # Cells are unquoted, apart from questions with quotes in them, and of those not all.
+  for place, row in records.read_table(path, delimiter="\t", columns=_FREEBASE_COLUMNS, quoted=False):
     if isinstance(row, BadRecord):
       yield place, row
       continue
-    _, known = asked.setdefault(row["question"], (place, {"RawQuestion": row["question"], "names": []}))
+    question = row["question"]
+    if question[:1] == question[-1:] == '"' and '"' not in question[1:-1].replace('""', ""):
+      question = question[1:-1].replace('""', '"')
+    _, known = asked.setdefault(question, (place, {"RawQuestion": question, "names": []}))
     known["names"].append(row["answer"])
   for place, record in asked.values():
     yield place, (record,)
