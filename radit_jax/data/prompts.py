@@ -36,8 +36,8 @@ from radit_jax.data.tokenization import PLAIN, Seam, SlotIds, SlotTokenizer
 from radit_jax.errors import UserError
 
 Ids = tuple[int, ...]
-#: question, passage (None: closed book), answer (None: a prompt to be continued), and the seed that draws the markers or
-#: the :class:`radit_jax.data.templates.Markers` themselves (None: fixed markers)
+#: question, passage (None: closed book), answer (None: a prompt to be continued), and the seed that draws the markers,
+#: or the :class:`radit_jax.data.templates.Markers` themselves (None: fixed markers)
 Request = tuple[str, Passage | None, str | None, tuple[Any, ...] | None]
 
 
