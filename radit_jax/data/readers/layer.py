@@ -108,6 +108,7 @@ def prepared_records(path: pathlib.Path, split: str | None) -> Iterator[Located]
   import numpy as np
   import tensorflow_datasets as tfds
 
+  _check_classes(path / "features.json")
   try:
     builder = tfds.builder_from_directory(str(path))
     names = sorted(builder.info.splits)
@@ -116,6 +117,7 @@ def prepared_records(path: pathlib.Path, split: str | None) -> Iterator[Located]
     if split not in names:
       raise UserError(f"{path}: no split {split!r}, has {', '.join(names) or 'none'}")
     source = builder.as_data_source(split=split)
+    number = len(source)
   except UserError:
     raise
   except Exception as e:  # TFDS raises what it likes; none of it is the caller's traceback
@@ -130,12 +132,32 @@ def prepared_records(path: pathlib.Path, split: str | None) -> Iterator[Located]
       return [plain(v) for v in value]
     return value.item() if isinstance(value, np.generic) else value
 
-  for i in range(len(source)):
+  for i in range(number):
     place = f"{path}#{split}[{i}]"
     try:
-      yield place, (plain(source[i]),)
-    except UnicodeDecodeError:
-      yield place, BadRecord("not UTF-8")
+      record = plain(source[i])
+    except Exception as e:
+      yield place, BadRecord(f"cannot be read ({_one_line(e)})", reason="cannot be read")
+    else:
+      yield place, (record,)
+
+
+def _check_classes(features: pathlib.Path) -> None:
+  """TFDS imports whatever classes this file names: only its own are let through."""
+  names: list[str] = []
+
+  def collect(value: Any) -> None:
+    if isinstance(value, dict):
+      names.extend(v for k, v in value.items() if k in ("pythonClassName", "type") and isinstance(v, str))
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+      collect(inner)
+
+  collect(records.read_json(features))
+  for name in names:
+    if "." in name and not name.startswith("tensorflow_datasets.core.features."):
+      raise UserError(
+        f"{features.parent}: features.json names the class {name!r}, which is none of TFDS's own features"
+      )
 
 
 def _one_line(e: Exception) -> str:
