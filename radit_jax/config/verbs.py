@@ -38,9 +38,10 @@ class PrepareConfig:
   Attributes:
     workdir: directory the stores are written into.
     corpus: file of documents.
-    questions: file of questions with answers.
+    questions: file of questions with answers, or a folder of such files.
     corpus_format: format of the corpus file.
-    questions_format: format of the question file.
+    questions_format: the data set whose original files these are, or the project's own `jsonl`; docs/data.md says what
+      each reads.
     max_passage_words: a document longer than this is split into passages of at most this many words.
     split_by: what must not be shared between the splits: "auto" (the question's `group` field, else its gold
       document's title, else its id) or the name of a metadata field.
