@@ -1,19 +1,21 @@
 """Every reader on files in the original format: what it makes of them, leaves out and counts, and refuses."""
 
 import contextlib
+import dataclasses
 import gzip
 import json
 import typing
 
 import pytest
-from original_files import ORIGINALS, jsonl, write
+from original_files import ORIGINALS, jsonl, stem, write
 
-from radit_jax.config import QuestionFormat
+from radit_jax.config import PrepareConfig, QuestionFormat
 from radit_jax.data.policy import Skipped
 from radit_jax.data.readers import READERS
 from radit_jax.data.readers.example import UNANSWERABLE, Example
 from radit_jax.data.sources import read_examples
 from radit_jax.errors import UserError
+from radit_jax.verbs.prepare import prepare, read_split
 
 
 def test_every_format_has_a_reader_and_a_file_to_test_it_on():
@@ -202,3 +204,41 @@ def test_an_example_unanswered_is_never_dropped_in_silence(tmp_path):
     for name in ("squad_v2", "coqa", "quac", "newsqa", "ms_marco")
   }
   assert all((UNANSWERABLE,) in found for found in answers.values()), json.dumps(answers)
+
+
+def test_prepare_writes_questions_in_the_form_of_their_category(tmp_path):
+  corpus = tmp_path / "corpus.jsonl"
+  corpus.write_text(jsonl({"id": "d", "title": "Boats", "text": "A boat lies on the sea."}))
+  questions = tmp_path / "train.jsonl"
+  lines = [stem(f"c{i}", f"Where is boat {i}?", "ABC", "B") for i in range(9)]
+  questions.write_text(jsonl(*lines) + "{\n" + jsonl(lines[0]))
+  config = PrepareConfig(str(tmp_path / "run"), str(corpus), str(questions), questions_format="commonsense_qa")
+  with pytest.raises(UserError, match=r"train\.jsonl:10: not JSON"):
+    prepare(config)
+  result = prepare(dataclasses.replace(config, on_error="skip"))
+  assert result.summary().splitlines()[2:] == [
+    "1 left out: not JSON",
+    f"  {questions}:10: not JSON (column 2: it ends too early: Expecting property name enclosed in double quotes)",
+    "1 left out: an id that was already used",
+    f"  {questions}:11: id 'c0' was already used at {questions}:1",
+  ]
+  split = read_split(f"{result.split}/train.jsonl")
+  number = split[0]["id"].removeprefix("c")
+  assert split[0] | {"group": ""} == {
+    "id": f"c{number}",
+    "question": f"Where is boat {number}?\nA. a barn\nB. the sea\nC. a drawer",
+    "answers": ["B", "the sea"],
+    "answer_texts": ["the sea"],
+    "query": f"Where is boat {number}?",
+    "group": "",
+    "category": "choice",
+    "gold_rows": [],
+  }
+
+
+def test_prepare_refuses_questions_without_an_answer(tmp_path):
+  corpus = tmp_path / "corpus.jsonl"
+  corpus.write_text(jsonl({"id": "d1", "text": "A boat lies on the sea."}))
+  folder = str(write(tmp_path, "beir"))
+  with pytest.raises(UserError, match="question 'q1' has no answer, which training and the table need"):
+    prepare(PrepareConfig(str(tmp_path / "run"), str(corpus), folder, questions_format="beir"))

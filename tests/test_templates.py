@@ -1,9 +1,12 @@
 """One golden per category: the whole text of its row, as the paper has it; the trained part stands behind a bar."""
 
+import numpy as np
 import pytest
 from tiny import tokenizer_of
 
 from radit_jax.config import PromptConfig
+from radit_jax.data import batches
+from radit_jax.data.examples import RetrievedExample, RetrievedStore, write_retrieved
 from radit_jax.data.prompts import Prompt
 from radit_jax.data.readers.example import CATEGORIES, Example, chosen, conversation, reasoned
 from radit_jax.data.rows import text_to_batch
@@ -139,3 +142,15 @@ def test_a_conversation_that_the_assistant_began():
 def test_choices_stand_below_the_question_whatever_the_category():
   example = Example("i", " Where? ", ("B", "sea"), category="reading", own_context="x", choices=BOATS)
   assert instruct(example) == "Where?\nA. barn\nB. sea"
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_stored_examples_are_rendered_with_the_markers_of_their_category(tmp_path, category):
+  rows, scores, valid = np.array([0]), np.array([1.0], np.float32), np.array([True])
+  example = RetrievedExample("i", "Who?", ("Mira",), "Who?", None, (), rows, scores, valid, category=category)
+  write_retrieved([example], tmp_path / "r", manifest={"k": 1, "passages": "x", "score_temperature": 1.0})
+  stored = RetrievedStore(tmp_path / "r").many([0])
+  assert stored[0].category == category
+  for seed in (None, (0, 1)):
+    markers = markers_of(category, seed and (*seed, "i"))
+    assert batches._requests(stored, None, 1, False, seed) == [[("Who?", None, "Mira", markers)]]

@@ -15,6 +15,7 @@ from radit_jax.data.packing import PackedBatch
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.data.prompts import Prompt, Rendered, Request
 from radit_jax.data.rows import packed_to_batch, rows_to_batch, text_to_batch
+from radit_jax.data.templates import markers_of
 from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.parallel_context import LSRBatch, ParallelContextBatch
@@ -338,7 +339,7 @@ def _requests(
   seed: tuple[int, int] | None,
 ) -> list[list[Request | None]]:
   """Per example, what to render in each slot; None for a passage that is not there."""
-  markers = [None if seed is None else (*seed, example.id) for example in examples]
+  markers = [markers_of(e.category, None if seed is None else (*seed, e.id)) for e in examples]
   if not with_passages:
     return [[(e.question, None, e.answers[0], m)] for e, m in zip(examples, markers, strict=True)]
   rows = [[int(r) if v else -1 for r, v in zip(e.passage_rows[:k], e.valid[:k], strict=True)] for e in examples]

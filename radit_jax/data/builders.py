@@ -70,6 +70,7 @@ class RaditRetrieved(_Builder):
       "question": text(),
       "query": text(),
       "group": text(),
+      "category": text(),
       "answers": tfds.features.Sequence(text()),
       "gold_rows": _vector(np.int64),
       "passage_rows": _vector(np.int64),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from radit_jax.data.readers.example import Category
 from radit_jax.data.stores import Store, write_store
 from radit_jax.errors import UserError
 
@@ -26,6 +27,7 @@ class RetrievedExample:
     passage_rows: ``[k]`` int64 rows of the passage store, best first; -1 where not valid.
     scores: ``[k]`` float32 dot products; -inf where not valid.
     valid: ``[k]`` bool.
+    category: kind of task; it decides the prompt's markers.
   """
 
   id: str
@@ -37,6 +39,7 @@ class RetrievedExample:
   passage_rows: Int[np.ndarray, "k"]
   scores: Float[np.ndarray, "k"]
   valid: Bool[np.ndarray, "k"]
+  category: Category = "qa"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +84,7 @@ def write_retrieved(
         "question": r.question,
         "query": r.query,
         "group": r.group or "",
+        "category": r.category,
         "answers": list(r.answers),
         "gold_rows": np.asarray(r.gold_rows, np.int64),
         "passage_rows": _vector(r.passage_rows, np.int64, manifest["k"], r.id, "passage_rows"),
@@ -138,6 +142,7 @@ class RetrievedStore(Store[RetrievedExample]):
       answers=tuple(a.decode() for a in record["answers"]),
       query=record["query"].decode(),
       group=record["group"].decode() or None,
+      category=record["category"].decode() if record["category"] else "qa",  # earlier stores have none
       gold_rows=tuple(record["gold_rows"].tolist()),
       passage_rows=record["passage_rows"],
       scores=record["scores"],

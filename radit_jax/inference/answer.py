@@ -12,7 +12,9 @@ from jaxtyping import Array, Bool, Float
 from radit_jax import sharding
 from radit_jax.data.plan import bucket_lengths, row_multiple
 from radit_jax.data.prompts import Prompt, Request
+from radit_jax.data.readers.example import Category
 from radit_jax.data.sources import Passage
+from radit_jax.data.templates import markers_of
 from radit_jax.inference.decode import greedy_decode, prefill, score_candidates
 from radit_jax.losses import mixture_log_likelihood, retriever_log_probs
 from radit_jax.progress import Progress, silent
@@ -28,6 +30,7 @@ class Query:
     passages: best first; empty for a closed-book answer.
     scores: the retriever's dot products, one per passage.
     gold_answer: answer whose likelihood is wanted too; None for none.
+    category: kind of task; it decides the prompt's markers.
   """
 
   id: str
@@ -35,6 +38,7 @@ class Query:
   passages: tuple[Passage, ...] = ()
   scores: tuple[float, ...] = ()
   gold_answer: str | None = None
+  category: Category = "qa"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +148,9 @@ def _render(prompt: Prompt, queries: Sequence[Query]) -> list[tuple[list[list[in
   for q in queries:
     passages = q.passages or (None,)
     spans.append((len(requests), len(passages)))
-    requests += [(q.question, p, None, None) for p in passages]
+    requests += [(q.question, p, None, markers_of(q.category)) for p in passages]
   prompts = prompt.render_many(requests)
-  gold = prompt.render_many([(q.question, None, q.gold_answer, None) for q in queries])
+  gold = prompt.render_many([(q.question, None, q.gold_answer, markers_of(q.category)) for q in queries])
   out = []
   for (start, count), g in zip(spans, gold, strict=True):
     out.append(([list(r.tokens) for r in prompts[start : start + count]], list(g.answer_tokens)))

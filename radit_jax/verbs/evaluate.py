@@ -153,6 +153,7 @@ def make_query(example: RetrievedExample, passages: PassageStore, *, mode: str, 
   return Query(
     id=example.id,
     question=example.question,
+    category=example.category,
     passages=tuple(passages[row] for row in rows),
     scores=tuple(scores),
     gold_answer=example.answers[0],

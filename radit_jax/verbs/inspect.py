@@ -20,6 +20,7 @@ from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedSt
 from radit_jax.data.plan import RunPlan, row_multiple
 from radit_jax.data.prompts import Prompt, Rendered
 from radit_jax.data.rows import rows_to_batch
+from radit_jax.data.templates import markers_of
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer
 from radit_jax.parallel_context import LSRBatch, ParallelContextBatch, answer_log_likelihoods
@@ -87,7 +88,7 @@ def inspect(config: InspectConfig, *, progress: Progress = silent) -> InspectRes
   if not places:
     raise UserError(f"{config.retrieved}: question {example.id!r} has no passage")
   found = passages.many(example.passage_rows[j] for j in places)
-  markers = (config.seed, 0, example.id)  # those of the first epoch
+  markers = markers_of(example.category, (config.seed, 0, example.id))  # those of the first epoch
   try:
     rendered = prompt.render_many([(example.question, p, example.answers[0], markers) for p in found])
   except UserError as e:

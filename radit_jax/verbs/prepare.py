@@ -120,6 +120,7 @@ def _prepare(config: PrepareConfig, wanted: dict[str, Any], progress: Progress) 
         "id": example.id,
         "question": instruct(example),
         "answers": list(example.answers),
+        "answer_texts": list(example.answer_texts),
         "query": example.query or example.instruction,
         "group": group,
         "category": example.category,

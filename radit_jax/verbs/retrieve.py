@@ -112,6 +112,7 @@ def _store(
       answers=tuple(q["answers"]),
       query=q["query"],
       group=q["group"],
+      category=q.get("category", "qa"),
       gold_rows=tuple(q["gold_rows"]),
       passage_rows=found.ids[i],
       scores=found.scores[i],
@@ -126,7 +127,7 @@ def _store(
     "passages": store.fingerprint,
     "score_temperature": encoder_temperature(config.encoder, config.embedding),
     "hits": [
-      first_hit(q["gold_rows"], q["answers"], ids, lambda row: store[row].text)
+      first_hit(q["gold_rows"], q.get("answer_texts", q["answers"]), ids, lambda row: store[row].text)
       for q, ids in zip(questions, found.ids, strict=True)
     ],
   }
