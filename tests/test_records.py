@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import tracemalloc
 
 import pytest
 from backports import zstd
@@ -50,7 +51,7 @@ def test_two_members_of_one_archive_are_one_file(tmp_path):
 
 @pytest.mark.parametrize("compress", ["gzip", "bzip2", "zstd"])
 def test_an_archive_cut_off_or_damaged_is_told_after_what_it_held(tmp_path, compress):
-  text = b"".join(b"line %d %d\n" % (i, i * i * 7919 % 1000003) for i in range(200_000))
+  text = b"".join(b"line %d %d\n" % (i, i * i * 7919 % 1000003) for i in range(40_000))
   packed = COMPRESS[compress](text)
   path = write(tmp_path, packed[: len(packed) // 2])
   *good, (number, problem) = read_text_lines(path)
@@ -190,3 +191,23 @@ def test_skipped_counts_by_reason_and_keeps_the_first_five():
     list(accepted(records, make, "strict", skipped))
   assert list(accepted(records[-1:], make, "strict", skipped)) == []
   assert skipped.counts == {"nobody answered": 1}
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+  """Of lines, tables and XML one record is held at a time, also where they are compressed."""
+  word = "x" * 1000
+  contents = {
+    "lines": ("".join(json.dumps({"a": word + str(i)}) + "\n" for i in range(10_000)), read_lines),
+    "table": (
+      "".join(f"{i},{word}\n" for i in range(10_000)),
+      lambda p: read_table(p, delimiter=",", columns=("a", "b")),
+    ),
+    "xml": ("<f>" + "".join(f"<d><a>{word}{i}</a></d>" for i in range(10_000)) + "</f>", lambda p: read_xml(p, "d")),
+  }
+  for name, (content, read) in contents.items():
+    path = write(tmp_path, zstd.compress(content.encode()), name)
+    tracemalloc.start()
+    assert sum(1 for _ in read(path)) == 10_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6_000_000 < len(content), name
