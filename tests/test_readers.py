@@ -191,7 +191,7 @@ def test_what_is_no_such_place(tmp_path):
     list(read_examples(tmp_path, format="narrativeqa"))
   path = write(tmp_path, "narrativeqa") / "third_party" / "wikipedia" / "summaries.csv"
   path.write_text("id,summary\n1,x\n")
-  with pytest.raises(UserError, match=r"summaries\.csv:1: columns id, summary, must be document_id"):
+  with pytest.raises(UserError, match=r"summaries\.csv:1: columns 'id', 'summary', must be document_id"):
     list(read_examples(tmp_path / "nqa", format="narrativeqa"))
   write(tmp_path, "ms_marco").write_text('{"answers": {"0": []}}')
   with pytest.raises(UserError, match='no object under "query"'):

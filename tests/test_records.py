@@ -211,3 +211,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 6_000_000 < len(content), name
+
+
+def test_what_is_said_is_one_line_of_bounded_length_whatever_the_file_holds(tmp_path):
+  path = write(tmp_path, b'a,"b\n\xe2\x80\xa8c"\n1\n' + b"x" * 10_000 + b"\n")
+  (_, first), (_, second) = told(read_table(path, delimiter=","))
+  assert first == "1 cells, must be 2 (a, b c)"
+  assert second == first
+  long = BadRecord("x" * 10_000)
+  assert len(str(long)) == len(long.reason) == 500

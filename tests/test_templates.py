@@ -87,6 +87,7 @@ def test_plain_text_has_no_background_and_every_token_is_an_answer(prompt):
   (row,) = prompt.render_text(" Mira sails the Vornara.\n")
   assert row_text(prompt, row) == "<bos>|Mira sails the Vornara.<eos>"
   assert (row.answer_start, row.answer_end) == (1, len(row.tokens))
+  assert [name for name, _ in row.segments] == ["bos", "answer", "end"]
   batch = text_to_batch([row.tokens], len(row.tokens))
   assert batch.answer_tokens[0].tolist() == list(row.answer_tokens)
 

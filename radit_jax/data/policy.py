@@ -11,6 +11,7 @@ from radit_jax.errors import UserError
 T = TypeVar("T")
 
 _EXAMPLES_KEPT = 5
+_LONGEST = 500
 
 
 class BadRecord(Exception):
@@ -21,8 +22,14 @@ class BadRecord(Exception):
   """
 
   def __init__(self, message: str, *, reason: str | None = None) -> None:
-    super().__init__(message)
-    self.reason = reason or message
+    super().__init__(_one_line(message))
+    self.reason = _one_line(reason or message)
+
+
+def _one_line(message: str) -> str:
+  """Names and values of a file may hold line breaks, and be of any length."""
+  line = " ".join(message.split())
+  return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
 
 
 class Unused(Exception):

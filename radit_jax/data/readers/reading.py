@@ -204,7 +204,7 @@ def _narrative_records(path: pathlib.Path, split: str | None) -> Iterator[Locate
     if isinstance(row, BadRecord):
       yield place, row
     elif "document_id" not in row or "summary" not in row:
-      raise UserError(f"{table}:1: columns {', '.join(row)}, must be {', '.join(_SUMMARY_COLUMNS)}")
+      raise UserError(f"{table}:1: columns {', '.join(map(repr, row))}, must be {', '.join(_SUMMARY_COLUMNS)}")
     else:
       summaries[row["document_id"]] = row["summary"]
   known = 0
