@@ -1,12 +1,16 @@
 """`gs://`: against a server that speaks the protocol of Google Cloud Storage, and refusals where it cannot work."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import socket
 import subprocess
 import sys
 import typing
+import urllib.parse
+from typing import Any
 
 import pytest
 from test_verbs import generator_config, made, retriever_config  # noqa: F401 - made is a fixture
@@ -34,14 +38,27 @@ def text_options() -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def bucket():
   """A running server with an empty bucket; what reads and writes buckets talks to it."""
-  from gcp_storage_emulator.server import create_server
+  from gcp_storage_emulator.exceptions import NotFound
+  from gcp_storage_emulator.server import RequestHandler, create_server
 
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
   server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
   server.start()
+  end_headers = RequestHandler.end_headers
+
+  def with_generation(handler: Any) -> None:
+    """The emulator does not say which version it sends; tensorstore needs it to write an object a second time."""
+    media = re.fullmatch(r"/(?:download/)?storage/v1/b/([^/]+)/o/([^?]+)\?.*alt=media.*", handler.path)
+    if handler.command == "GET" and media:
+      with contextlib.suppress(NotFound):
+        found = server._storage.get_file_obj(media[1], urllib.parse.unquote(media[2]))
+        handler.send_header("x-goog-generation", found["generation"])
+    end_headers(handler)
+
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(RequestHandler, "end_headers", with_generation)
     patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     patch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
     # Nobody to ask for credentials, and an emulator without hierarchical buckets.
