@@ -166,7 +166,7 @@ class Ours:
     start = time.perf_counter()
     ids, rows = self._batches[batch]
     with jax.set_mesh(self._mesh):
-      values, _ = map(np.asarray, _forward(self._generator, sharding.place_rows(rows, self._mesh)))
+      values, _, _ = map(np.asarray, _forward(self._generator, sharding.place_rows(rows, self._mesh)))
     self._note_first("score", batch, start)
     mask = rows.context_mask
     return {(ids[b], int(j)): float(values[b, j]) for b in range(len(ids)) for j in np.flatnonzero(mask[b])}
