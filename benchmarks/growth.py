@@ -134,7 +134,7 @@ def chart(found: dict[str, list[tuple[int, dict[str, float]]]]) -> str:
       for name, (title, _, _) in FIGURES.items()
     ]
     label = f"doublings of {TITLES[sweep]}, from {first:,} to {points[-1][0]:,}"
-    svg = line_chart(lines, x_label=label, y_label="doublings of the cost").split("<p", 1)[0]
+    svg = line_chart(lines, x_label=label, y_label="doublings of the cost").split('<p class="legend"', 1)[0]
     svg = re.sub(r"<svg ", '<svg width="350" height="210" ', svg, count=1)
     x, y = i % 2 * width, head + i // 2 * height
     parts.append(f'<g transform="translate({x + 10},{y + 24})">{svg}</g>')

@@ -75,3 +75,21 @@ def test_agreement_is_to_a_relative_difference():
 
   with pytest.raises(SystemExit, match="ours trains otherwise"):
     against_torch._agreeing(0.0, [1.0, 2.002], [1.0, 2.0], "ours trains")
+
+
+def test_chart_of_growth_has_a_panel_for_each_sweep_and_linear_cost_on_the_diagonal():
+  import growth
+
+  figures = [dict.fromkeys(growth.FIGURES, float(value)) for value in (1, 2, 4)]
+  svg = growth.chart({sweep: list(zip((1, 2, 4), figures, strict=True)) for sweep in ("k", "layers")})
+  assert svg.count("<svg ") == 3
+  assert "step from 0 to 2" in svg  # two doublings of the cost for two doublings of k
+
+
+def test_a_page_without_the_section_is_an_error(tmp_path):
+  import page
+
+  path = tmp_path / "page.md"
+  path.write_text("nothing here")
+  with pytest.raises(ValueError, match="no section"):
+    page.write_section(str(path), "growth", "text")
