@@ -5,12 +5,14 @@ Needs `pip install "radit_jax[tpu]"` on any x86 Linux machine (libtpu's 700 MB a
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python scripts/check_tpu_compile.py           # a small Llama, minutes
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python scripts/check_tpu_compile.py llama2_7b # 64 rows of 2048 on v5e:4x4
 
-Exits with 1 if splash attention gathers activations of all rows, does not fit, or holds more than plain attention.
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python scripts/check_tpu_compile.py slices    # the small one over two slices
+
+Exits with 1 if activations of other rows are gathered or summed, or if splash attention does not fit, or holds more than
+plain attention.
 """
 
 import argparse
 import dataclasses
-import re
 import sys
 import time
 
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import topologies
 
+from radit_jax.collectives import activations_of_other_rows, collectives
 from radit_jax.config import MeshConfig, OptimizerConfig, Remat
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.parallel_context import ParallelContextBatch
@@ -34,6 +37,7 @@ class Case:
   """A model, the slice it is compiled for, and its batch: ``rows`` rows of ``tokens`` tokens.
 
   Attributes:
+    slices: so many of them, ``data`` across.
     kinds: forms of attention.
     remats: what is computed again in the backward pass, see `Decoder`.
   """
@@ -43,26 +47,30 @@ class Case:
   mesh: MeshConfig
   rows: int
   tokens: int
+  slices: int = 1
   kinds: tuple[str, ...] = ("plain", "splash")
   remats: tuple[Remat, ...] = ("none", "dots", "full")
 
 
-CASES = {
-  "small": Case(
-    DecoderConfig(
-      vocab_size=32_000,
-      hidden_size=1024,
-      intermediate_size=2816,
-      num_layers=2,
-      num_heads=16,
-      num_kv_heads=8,
-      head_dim=64,
-    ),
-    topology="v5e:2x4",
-    mesh=MeshConfig(fsdp=4, tensor=2),
-    rows=8,
-    tokens=1024,
+# Rows are a multiple of three, and parameters are not: so sizes tell them apart.
+_SMALL = Case(
+  DecoderConfig(
+    vocab_size=32_000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_layers=2,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=64,
   ),
+  topology="v5e:2x4",
+  mesh=MeshConfig(fsdp=4, tensor=2),
+  rows=24,
+  tokens=1024,
+)
+CASES = {
+  "small": _SMALL,
+  "slices": dataclasses.replace(_SMALL, slices=2, kinds=("splash",), remats=("full",)),
   "llama2_7b": Case(
     DecoderConfig(
       vocab_size=32_000,
@@ -89,8 +97,12 @@ def main() -> int:
   parser.add_argument("case", nargs="?", default="small", choices=CASES)
   case = CASES[parser.parse_args().case]
   failures = 0
-  print(f"{case.rows} rows of {case.tokens} tokens, {case.topology}, fsdp {case.mesh.fsdp} x tensor {case.mesh.tensor}")
-  print("attention remat | GiB per chip: arguments temporaries together | all-gathers, of rows | kernels | compiled in")
+  print(
+    f"{case.rows} rows of {case.tokens} tokens, {case.slices} x {case.topology}, fsdp {case.mesh.fsdp} x tensor {case.mesh.tensor}"
+  )
+  print(
+    "attention remat | GiB per chip: arguments temporaries together | all-gathers, activations of other rows | kernels | compiled in"
+  )
   for remat in case.remats:
     temporaries = {}
     for kind in case.kinds:
@@ -100,44 +112,23 @@ def main() -> int:
       new = memory.output_size_in_bytes - memory.alias_size_in_bytes
       arguments, temporaries[kind] = memory.argument_size_in_bytes, memory.temp_size_in_bytes
       together = arguments + temporaries[kind] + new
-      gathers = all_gathers(text)
-      of_rows = [gathered for gathered in gathers if gathers_rows(gathered, case)]
+      gathers = [c for c in collectives(text) if c.kind == "all-gather"]
+      shards = case.slices * case.mesh.fsdp
+      of_rows = activations_of_other_rows(text, num_rows=case.rows, shards=shards, widths=(case.tokens, ANSWER_TOKENS))
       held = " ".join(f"{size / 2**30:.3f}" for size in (arguments, temporaries[kind], together))
       print(
         f"{kind} {remat} | {held} | {len(gathers)}, {len(of_rows)} | "
         f"{text.count('tpu_custom_call')} | {time.monotonic() - start:.0f} s",
         flush=True,
       )
-      # Plain attention stands beside it for comparison; nothing pins its rows, and the compiler may gather them.
-      failures += kind == "splash" and (bool(of_rows) or together > HBM_BYTES)
+      failures += bool(of_rows) or (kind == "splash" and together > HBM_BYTES)
     failures += temporaries["splash"] > temporaries.get("plain", float("inf"))
   return int(bool(failures))
 
 
-def all_gathers(hlo: str) -> list[tuple[str, tuple[int, ...]]]:
-  """Type and result shape of each all-gather of a compiled program, in the order of its text."""
-  gathers = []
-  for line in hlo.splitlines():
-    found = re.search(r"= (.*?) all-gather(?:-start)?\(", line)
-    if found:
-      # Of a started one the result is a pair, what goes in and what comes out: the last shape is what is gathered.
-      kind, sizes = re.findall(r"(\w+)\[([\d,]+)\]", found[1])[-1]
-      gathers.append((kind, tuple(int(n) for n in sizes.split(","))))
-  return gathers
-
-
-def gathers_rows(gathered: tuple[str, tuple[int, ...]], case: Case) -> bool:
-  """Whether an all-gather brings activations of all rows together. Integers are token ids: the embedding needs them."""
-  kind, shape = gathered
-  if kind[0] not in "fb":
-    return False
-  flat = {case.rows * case.tokens, case.rows * ANSWER_TOKENS}
-  by_row = case.rows in shape and bool({case.tokens, ANSWER_TOKENS} & set(shape))
-  return by_row or bool(flat & set(shape))
-
-
 def _compiled(case, kind, remat):
-  devices = topologies.get_topology_desc(platform="tpu", topology_name=case.topology).devices
+  several = {"num_slices": case.slices} if case.slices > 1 else {}
+  devices = topologies.get_topology_desc(platform="tpu", topology_name=case.topology, **several).devices
   mesh = make_mesh(case.mesh, devices=list(devices))
   optimizer = make_optimizer(OptimizerConfig(), 500)
 
