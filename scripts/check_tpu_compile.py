@@ -7,8 +7,8 @@ Needs `pip install "radit_jax[tpu]"` on any x86 Linux machine (libtpu's 700 MB a
 
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python scripts/check_tpu_compile.py slices    # the small one over two slices
 
-Exits with 1 if activations of other rows are gathered or summed, or if splash attention does not fit, or holds more than
-plain attention.
+Exits with 1 if activations of other rows are gathered or summed, or if splash attention does not fit or holds more
+than plain attention.
 """
 
 import argparse
@@ -97,12 +97,9 @@ def main() -> int:
   parser.add_argument("case", nargs="?", default="small", choices=CASES)
   case = CASES[parser.parse_args().case]
   failures = 0
-  print(
-    f"{case.rows} rows of {case.tokens} tokens, {case.slices} x {case.topology}, fsdp {case.mesh.fsdp} x tensor {case.mesh.tensor}"
-  )
-  print(
-    "attention remat | GiB per chip: arguments temporaries together | all-gathers, activations of other rows | kernels | compiled in"
-  )
+  mesh = f"fsdp {case.mesh.fsdp} x tensor {case.mesh.tensor}"
+  print(f"{case.rows} rows of {case.tokens} tokens, {case.slices} x {case.topology}, {mesh}")
+  print("attention remat | GiB per chip: arguments temporaries together | all-gathers, of rows | kernels | compiled in")
   for remat in case.remats:
     temporaries = {}
     for kind in case.kinds:
