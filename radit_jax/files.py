@@ -71,14 +71,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   temporary.chmod(0o755)  # mkdtemp makes 0o700; the user's other tools must be able to read the result
   try:
     yield temporary
-    if final.exists():
-      # A directory cannot be renamed over a non-empty one: move the old one aside, and drop it last.
-      old = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
-      os.replace(final, old / "was")
-      os.replace(temporary, final)
-      shutil.rmtree(old)
-    else:
-      os.replace(temporary, final)
+    replace_directory(temporary, final)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 
@@ -90,6 +83,18 @@ def _upload(source: pathlib.Path, target: pathlib.Path) -> None:
   for file in sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: (p.name in _LAST, p)):
     with open(file, "rb") as read, (target / file.relative_to(source)).open("wb") as write:
       shutil.copyfileobj(read, write, 1 << 24)
+
+
+def replace_directory(finished: pathlib.Path, final: pathlib.Path) -> None:
+  """Gives a finished directory its final name; one that has it is removed."""
+  if not final.exists():
+    os.replace(finished, final)
+    return
+  # A directory cannot be renamed over a non-empty one: move the old one aside, and drop it last.
+  old = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
+  os.replace(final, old / "was")
+  os.replace(finished, final)
+  shutil.rmtree(old)
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:

@@ -23,8 +23,12 @@ FREE = (
   "verify",
   "mesh.data",
 )
-#: Batches of work without gradients, and what a whole run shows beside its main rows: free too, by their full names.
-FREE_NAMES = ("batch_size", "encode_batch_size", "score_batch_size", "answer_batch_size", "controls", "tune")
+#: Batches of work without gradients, the number of processes, and what a whole run shows beside its main rows: free
+#: too, by their full names.
+FREE_NAMES = (
+  *("batch_size", "encode_batch_size", "score_batch_size", "answer_batch_size"),
+  *("controls", "tune", "processes"),
+)
 
 
 class StaleInputs(UserError):

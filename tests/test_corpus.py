@@ -1,16 +1,13 @@
-"""Chunking and the passage store."""
+"""The passage store."""
 
-import itertools
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from radit_jax import files
 from radit_jax.data import stores
-from radit_jax.data.corpus import PassageStore, chunk, write_passages
+from radit_jax.data.corpus import Limit, PassageStore, chunk, write_passages
 from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
 
@@ -19,34 +16,6 @@ PASSAGES = [
   Passage("t", "", "Tobin Ast sails.", {"weight": 0.5}),
   Passage("o", "Orlen", "A town."),
 ]
-
-
-@given(
-  st.lists(st.sampled_from(["word", "end.", "Dr.", "what?", '"quoted."', "\n\n", "  ", "x"]), min_size=1, max_size=80),
-  st.integers(1, 12),
-)
-def test_pieces_hold_all_words_in_order_and_none_is_too_long(parts, max_words):
-  text = " ".join(["start", *parts])
-  pieces = list(chunk(Passage("d", "Title", text, {"a": 1}), max_words))
-  assert [w for p in pieces for w in p.text.split()] == text.split()
-  assert all(1 <= len(p.text.split()) <= max_words for p in pieces)
-  assert all((p.title, p.metadata) == ("Title", {"a": 1, "document": "d"}) for p in pieces)
-  names = ["d"] if len(pieces) == 1 else [f"d/{i}" for i in range(len(pieces))]
-  assert [p.id for p in pieces] == names
-  for piece, following in itertools.pairwise(pieces):
-    words = piece.text.split()
-    inside = [w for w in words if w[-1] in '.?"']
-    assert words[-1][-1] in '.?"' or not inside or f"{words[-1]} \n\n" in text, (piece.text, following.text)
-
-
-def test_a_piece_ends_with_its_last_whole_sentence():
-  text = "One two three. Four (five six.) Seven eight\n\nnine ten eleven twelve"
-  assert [p.text for p in chunk(Passage("d", "", text), 5)] == [
-    "One two three.",
-    "Four (five six.) Seven eight",
-    "nine ten eleven twelve",
-  ]
-  assert [p.text for p in chunk(Passage("d", "", text), 100)] == [text]
 
 
 def test_store_gives_back_what_was_written(tmp_path):
@@ -69,7 +38,7 @@ def test_store_gives_back_what_was_written(tmp_path):
 
 def test_row_numbers_keep_the_order_of_writing(tmp_path):
   documents = [Passage(f"d{i}", "", f"Number {i}. " * (1 + i % 3)) for i in range(300)]
-  write_passages((p for d in documents for p in chunk(d, 2)), tmp_path / "p")
+  write_passages((p for d in documents for p in chunk(d, Limit(2))), tmp_path / "p")
   store = PassageStore(tmp_path / "p")
   assert [p.metadata["document"] for p in store] == [f"d{i}" for i in range(300) for _ in range(1 + i % 3)]
   for document in ("d0", "d1", "d299"):

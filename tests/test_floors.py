@@ -53,6 +53,7 @@ HEAVY = {
   "torch",
   "array_record",
   "huggingface_hub",
+  "markitdown",
 }
 #: Besides these, nothing is imported by floor 8 before its verb is known.
 LIGHT = {
@@ -150,6 +151,7 @@ def test_what_is_imported_is_declared():
     *project["dependencies"],
     *project["optional-dependencies"]["torch"],
     *project["optional-dependencies"]["gcs"],
+    *project["optional-dependencies"]["office"],
   ]
   declared = {re.match(r"[\w.-]+", line)[0].lower().replace("-", "_") for line in lines}
   distributions = importlib.metadata.packages_distributions()

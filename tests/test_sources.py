@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from radit_jax.data.corpus import read_corpus
 from radit_jax.data.policy import Skipped
-from radit_jax.data.sources import Example, Passage, read_corpus, read_examples
+from radit_jax.data.sources import Example, Passage, read_examples
 from radit_jax.errors import UserError
 
 GOOD_QUESTION = {"id": "a", "question": "Where?", "answers": ["Orlen"]}
@@ -183,7 +184,7 @@ def test_files_as_a_whole(tmp_path, read, good):
   path = lines(tmp_path, b"{", b"[")
   with pytest.raises(UserError, match=r"no (questions|documents) in it \(2 bad lines left out\)"):
     list(read(path, format="jsonl", on_error="skip"))
-  with pytest.raises(UserError, match="format='csv': must be one of 'jsonl', 'squad'"):
+  with pytest.raises(UserError, match="format='csv': must be one of 'jsonl', "):
     list(read(path, format="csv"))
   with pytest.raises(UserError, match="on_error='ignore': must be one of"):
     list(read(path, format="jsonl", on_error="ignore"))

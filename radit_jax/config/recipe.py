@@ -21,6 +21,7 @@ from radit_jax.config.shared import (
   at_least,
   check_master_dtype,
   local_paths,
+  one_limit,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -54,14 +55,17 @@ class RunConfig:
 
   Attributes:
     workdir: everything is written here; the same command continues what is there.
-    corpus: file of documents.
+    corpus: file or folder of documents.
     questions: file of questions with answers.
     generator: Hugging Face directory of the language model.
     encoder: Hugging Face directory of the retriever; of its query encoder if there are two.
     passage_encoder: Hugging Face directory of the passage encoder, if that is another one.
-    corpus_format: format of the corpus file.
+    corpus_format: format of the corpus, see `prepare`.
     questions_format: format of the question file.
-    max_passage_words: a longer document is split into passages.
+    max_passage_words: a longer section is split into passages.
+    max_passage_characters: the limit in characters, in place of words.
+    max_passage_tokens: the limit in tokens of the passage encoder, title and prompt included, in place of words.
+    processes: that read the corpus; None takes one for each CPU.
     split_by: see `prepare`.
     dev_fraction: share of the groups held out to pick checkpoints.
     test_fraction: share of the groups held out for the table.
@@ -100,6 +104,9 @@ class RunConfig:
   corpus_format: CorpusFormat = "jsonl"
   questions_format: QuestionFormat = "jsonl"
   max_passage_words: int = 100
+  max_passage_characters: int | None = None
+  max_passage_tokens: int | None = None
+  processes: int | None = None
   split_by: str = "auto"
   dev_fraction: float = 0.1
   test_fraction: float = 0.2
@@ -135,6 +142,7 @@ class RunConfig:
     for name in ("encode_batch_size", "score_batch_size", "answer_batch_size"):
       at_least(self, name, 1)
     above(self, "lm_temperature", 0)
+    one_limit(self)
     if self.teacher == "tuned" and self.tune == "retriever":
       raise UserError("RunConfig: teacher tuned needs the generator tuned, which tune retriever leaves out")
     if self.controls and self.retriever_tuning.loop.accumulate > 1:

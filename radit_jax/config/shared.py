@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from radit_jax.errors import UserError
 
-CorpusFormat = Literal["jsonl", "squad"]
+CorpusFormat = Literal["jsonl", "beir", "dpr", "kilt", "squad", "folder", "tfds"]
 QuestionFormat = Literal[
   "jsonl",
   "squad",
@@ -98,6 +98,15 @@ def one_of(config: object, name: str, allowed: object) -> None:
   value = getattr(config, name)
   if value not in choices:
     raise UserError(f"{type(config).__name__}.{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
+def one_limit(config: object) -> None:
+  """Passages have one limit: of words, characters or tokens."""
+  characters, tokens = (getattr(config, f"max_passage_{unit}") for unit in ("characters", "tokens"))
+  if characters is not None and tokens is not None:
+    raise UserError(
+      f"{type(config).__name__}: max_passage_characters = {characters} and max_passage_tokens = {tokens}: give one"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

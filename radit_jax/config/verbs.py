@@ -26,6 +26,7 @@ from radit_jax.config.shared import (
   at_least,
   check_master_dtype,
   local_paths,
+  one_limit,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -37,12 +38,21 @@ class PrepareConfig:
 
   Attributes:
     workdir: directory the stores are written into.
-    corpus: file of documents.
+    corpus: file or folder of documents.
     questions: file of questions with answers, or a folder of such files.
-    corpus_format: format of the corpus file.
+    corpus_format: "jsonl" (id, text, maybe title, section, metadata), "beir" (a folder with corpus.jsonl), "dpr"
+      (psgs_w100.tsv), "kilt" (its knowledge source), "squad", "folder" (texts, Markdown, HTML; PDF and Office files
+      with the extra "office"), or "tfds" (a folder that TFDS prepared, such as Wikipedia). gzip, bzip2 and Zstandard
+      are read as what they hold.
     questions_format: the data set whose original files these are, or the project's own `jsonl`; docs/data.md says what
       each reads.
-    max_passage_words: a document longer than this is split into passages of at most this many words.
+    max_passage_words: a longer section is split into passages of at most this many words; a Chinese or Japanese
+      character counts as a word, and so do four Thai, Lao, Burmese or Khmer ones.
+    max_passage_characters: the limit in characters, in place of words.
+    max_passage_tokens: the limit in tokens of the encoder, title and prompt included, in place of words.
+    passage_encoder: Hugging Face directory of the passage encoder; only for max_passage_tokens.
+    embedding: the encoder's prompt, where its files do not say it; only for max_passage_tokens.
+    processes: that read the corpus; None takes one for each CPU.
     split_by: what must not be shared between the splits: "auto" (the question's `group` field, else its gold
       document's title, else its id) or the name of a metadata field.
     dev_fraction: share of the groups held out to pick checkpoints.
@@ -57,6 +67,11 @@ class PrepareConfig:
   corpus_format: CorpusFormat = "jsonl"
   questions_format: QuestionFormat = "jsonl"
   max_passage_words: int = 100
+  max_passage_characters: int | None = None
+  max_passage_tokens: int | None = None
+  passage_encoder: str | None = None
+  embedding: EmbeddingOptions = EmbeddingOptions()
+  processes: int | None = None
   split_by: str = "auto"
   dev_fraction: float = 0.1
   test_fraction: float = 0.2
@@ -66,6 +81,15 @@ class PrepareConfig:
   def __post_init__(self) -> None:
     local_paths(self)
     at_least(self, "max_passage_words", 10)
+    at_least(self, "max_passage_characters", 50)
+    at_least(self, "max_passage_tokens", 10)
+    at_least(self, "processes", 1)
+    one_limit(self)
+    if (self.max_passage_tokens is None) != (self.passage_encoder is None):
+      raise UserError(
+        f"PrepareConfig: max_passage_tokens = {self.max_passage_tokens}, passage_encoder = {self.passage_encoder!r}: "
+        "tokens are those of an encoder, and nothing else here needs one"
+      )
     for name in ("dev_fraction", "test_fraction"):
       if not 0 < getattr(self, name) < 1:
         raise UserError(f"PrepareConfig.{name} = {getattr(self, name)}: must be between 0 and 1")

@@ -11,7 +11,7 @@ __all__, __getattr__ = exports(
     "Prompt": "prompts",
     "RetrievedStore": "examples",
     "ScoreStore": "examples",
-    "read_corpus": "sources",
+    "read_corpus": "corpus",
     "read_examples": "sources",
   },
 )

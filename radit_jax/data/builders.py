@@ -9,11 +9,14 @@ import io
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from radit_jax import files
+from radit_jax.errors import UserError
 
 SPLIT = "rows"
 
@@ -101,6 +104,61 @@ def write(builder: type[_Builder], directory: pathlib.Path, records: Iterable[di
   with contextlib.redirect_stdout(io.StringIO()):  # it prints where it "downloads" to
     builder(data_dir=directory, records=records).download_and_prepare()
   shutil.rmtree(directory / "downloads", ignore_errors=True)
+
+
+def finish(builder: type[_Builder], directory: pathlib.Path, shard_rows: Sequence[int], num_bytes: int) -> None:
+  """Writes what TFDS wants to know of shards that were written past it.
+
+  Args:
+    builder: whose records they hold.
+    directory: of the store.
+    shard_rows: records of each shard.
+    num_bytes: of all records.
+  """
+  b = builder(data_dir=directory)
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=b.data_path, dataset_name=b.name, split=SPLIT, filetype_suffix="array_record"
+  )
+  split = tfds.core.SplitInfo(
+    name=SPLIT, shard_lengths=list(shard_rows), num_bytes=num_bytes, filename_template=template
+  )
+  b.info.set_splits(tfds.core.SplitDict([split]))
+  b.info.write_to_directory(b.data_path)
+
+
+def read_prepared(directory: pathlib.Path) -> Any:
+  """Rows of a data set that TFDS has prepared in ArrayRecord: its split "train", or its only one.
+
+  Raises:
+    UserError: no such data set, one that wants code of others to be read, or one in another file format.
+  """
+  features = files.read_json(directory / "features.json")
+  for name in _class_names(features):
+    if not name.startswith("tensorflow_datasets."):  # TFDS would import it, and so run it
+      raise UserError(f"{directory / 'features.json'}: names the class {name!r}, which is not one of TFDS")
+  try:
+    builder = tfds.builder_from_directory(directory)
+    splits = builder.info.splits
+    name = "train" if "train" in splits else next(iter(splits))
+    if len(splits) > 1 and name != "train":
+      raise UserError(f"{directory}: splits {', '.join(splits)}, and none is called 'train'")
+    return builder.as_data_source(split=name)
+  except (NotImplementedError, StopIteration, ValueError, KeyError, FileNotFoundError) as e:
+    if isinstance(e, UserError):
+      raise
+    message = " ".join(str(e).split())[:200]
+    raise UserError(f"{directory}: not a data set that TFDS prepared with file_format=array_record ({message})") from e
+
+
+def _class_names(value: Any) -> Iterator[str]:
+  if isinstance(value, dict):
+    if isinstance(name := value.get("pythonClassName"), str):
+      yield name
+    for inner in value.values():
+      yield from _class_names(inner)
+  elif isinstance(value, list):
+    for inner in value:
+      yield from _class_names(inner)
 
 
 def read(builder: type[_Builder], directory: pathlib.Path) -> Any:

@@ -91,10 +91,11 @@ def read_text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str | B
       except broken as e:
         yield number, BadRecord(f"the compressed file is cut off or damaged ({e})", reason="compressed file damaged")
         return
-      yield number, _decoded(line, first=number == 1)
+      yield number, decode_line(line, first=number == 1)
 
 
-def _decoded(line: bytes, first: bool) -> str | BadRecord:
+def decode_line(line: bytes, *, first: bool) -> str | BadRecord:
+  """Text of a line without its line break, or what is wrong with it; a file's first may have a byte order mark."""
   try:
     text = (line.removeprefix(_BOM) if first else line).decode()
   except UnicodeDecodeError as e:
@@ -118,12 +119,22 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[Located]:
     record: Any = line
     if isinstance(line, str):
       try:
-        record = an_object(json.loads(line))
-      except (ValueError, RecursionError) as e:  # ValueError: also a number of more than 4,300 digits
-        record = BadRecord(f"not JSON ({_reason(e)})", reason="not JSON")
+        record = json_object(line)
       except BadRecord as e:
         record = e
     yield f"{path}:{number}", record
+
+
+def json_object(line: str) -> dict[str, Any]:
+  """The JSON object that a line holds.
+
+  Raises:
+    BadRecord: it holds none.
+  """
+  try:
+    return an_object(json.loads(line))
+  except (ValueError, RecursionError) as e:  # ValueError: also a number of more than 4,300 digits
+    raise BadRecord(f"not JSON ({_reason(e)})", reason="not JSON") from None
 
 
 def _reason(e: Exception) -> str:

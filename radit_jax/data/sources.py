@@ -4,18 +4,14 @@ import dataclasses
 import os
 import pathlib
 import typing
-import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from radit_jax.config import CorpusFormat, OnError, QuestionFormat
-from radit_jax.data import squad
-from radit_jax.data.fields import metadata, optional_text, text
+from radit_jax.config import OnError, QuestionFormat
 from radit_jax.data.policy import BadRecord, Located, Skipped, accepted
 from radit_jax.data.readers import READERS
 from radit_jax.data.readers.example import Example, Metadata
 from radit_jax.data.readers.layer import prepared_records
-from radit_jax.data.records import read_lines
 from radit_jax.errors import UserError
 
 
@@ -37,8 +33,10 @@ class Passage:
 
   @property
   def full_text(self) -> str:
-    """The title on a line of its own, then the text."""
-    return f"{self.title}\n{self.text}" if self.title else self.text
+    """The title, with the section's heading if there is one, on a line of its own, then the text."""
+    section = self.metadata.get("section")
+    heading = ": ".join(h for h in (self.title, section) if h and isinstance(h, str))
+    return f"{heading}\n{self.text}" if heading else self.text
 
 
 def read_examples(
@@ -94,38 +92,6 @@ def read_examples(
   yield from _checked(path, with_place, named, "questions", on_error, skipped)
 
 
-def read_corpus(
-  path: str | os.PathLike[str],
-  *,
-  format: CorpusFormat,
-  on_error: OnError = "strict",
-  skipped: Skipped | None = None,
-) -> Iterator[Passage]:
-  """Reads the documents of a corpus.
-
-  Formats:
-
-  - ``jsonl``: ``{"id", "text"}`` and maybe ``"title"``, ``"metadata"`` (name -> text or number) on each line;
-  - ``squad``: every distinct paragraph of a SQuAD file, with the id ``<article>#<n>``.
-
-  Args:
-    path: the file.
-    format: see above.
-    on_error: "strict" stops at the first bad line; "skip" leaves bad lines out.
-    skipped: counts what was left out, by reason.
-
-  Yields:
-    Documents, in the order of the file.
-
-  Raises:
-    UserError: as :func:`read_examples`; a text that is empty.
-  """
-  _check(format, CorpusFormat, on_error)
-  records = read_lines(path) if format == "jsonl" else squad.documents(path)
-  make = _passage if format == "jsonl" else _squad_passage
-  yield from _checked(path, records, make, "documents", on_error, skipped)
-
-
 def _check(format: str, formats: object, on_error: str) -> None:
   for name, value, allowed in (("format", format, formats), ("on_error", on_error, OnError)):
     if value not in typing.get_args(allowed):
@@ -156,17 +122,3 @@ def _checked(
   if not places:
     left_out = skipped.total() - before
     raise UserError(f"{path}: no {kind} in it" + (f" ({left_out} bad lines left out)" if left_out else " (empty file)"))
-
-
-def _passage(record: dict[str, Any]) -> Passage:
-  return Passage(
-    id=text(record, "id"),
-    title=optional_text(record, "title") or "",
-    text=text(record, "text"),
-    metadata=metadata(record),
-  )
-
-
-def _squad_passage(paragraph: squad.Paragraph) -> Passage:
-  title = urllib.parse.unquote(paragraph.article).replace("_", " ")
-  return Passage(id=paragraph.id, title=title, text=paragraph.text)

@@ -28,7 +28,7 @@ def write_store(
   records: Iterable[dict[str, Any]],
   manifest: Mapping[str, Any],
   *,
-  side_files: Callable[[], Mapping[str, Any]] | None = None,
+  beside: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
   """Writes a store; row numbers are positions in ``records``.
 
@@ -37,7 +37,7 @@ def write_store(
     path: directory; replaced if it exists.
     records: dicts of the builder's features, each with an "id".
     manifest: what the rows were made from.
-    side_files: called after the last record; JSON files to lay beside the rows.
+    beside: called with the store's directory after the last record, to lay files beside the rows.
 
   Raises:
     UserError: no records, or two with one id.
@@ -61,8 +61,8 @@ def write_store(
 
   with files.atomic_directory(path) as directory:
     builders.write(getattr(builders, KINDS[kind]), directory, counted())
-    for name, value in (side_files() if side_files else {}).items():
-      files.write_json(directory / name, value)
+    if beside:
+      beside(directory)
     files.write_manifest(directory, kind, {**manifest, "count": len(ids), "fingerprint": digest.hexdigest()})
 
 

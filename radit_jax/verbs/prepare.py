@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -10,12 +11,18 @@ import numpy as np
 
 from radit_jax import files, hosts, runs
 from radit_jax.config import PrepareConfig
-from radit_jax.data.corpus import PassageStore, chunk, write_passages
+from radit_jax.data.corpus import Limit, PassageStore
+from radit_jax.data.corpus.build import Build
+from radit_jax.data.corpus.chunks import TokenCount
+from radit_jax.data.corpus.formats import files_of
+from radit_jax.data.corpus.scan import Wanted
+from radit_jax.data.corpus.serialized import digest
 from radit_jax.data.policy import Skipped
-from radit_jax.data.sources import Example, read_corpus, read_examples
+from radit_jax.data.sources import Example, read_examples
 from radit_jax.data.templates import instruct
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import has_answer
+from radit_jax.models.pretrained import fingerprint, load_encoder, load_tokenizer
 from radit_jax.progress import Progress, silent
 
 SPLITS = ("train", "dev", "test")
@@ -30,6 +37,7 @@ class PrepareResult:
     split: directory of ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``.
     num_documents: documents read.
     num_passages: passages they were split into.
+    num_duplicates: passages left out, because one with the same title, section and text stood before.
     num_questions: questions of each split.
     num_groups: groups of each split; no group is in two.
     num_gold: questions whose gold passage is known.
@@ -42,6 +50,7 @@ class PrepareResult:
   split: str
   num_documents: int
   num_passages: int
+  num_duplicates: int
   num_questions: dict[str, int]
   num_groups: dict[str, int]
   num_gold: int
@@ -53,6 +62,8 @@ class PrepareResult:
     """A few lines for the command line."""
     counts = ", ".join(f"{name} {n} ({self.num_groups[name]} groups)" for name, n in self.num_questions.items())
     lines = [f"{self.num_passages} passages of {self.num_documents} documents: {self.passages}"]
+    if self.num_duplicates:
+      lines.append(f"{self.num_duplicates} more passages stood before, word by word: left out")
     lines.append(f"questions: {counts}; {self.num_gold} with a gold passage: {self.split}")
     if self.num_foreign_contexts:
       lines.append(f"{self.num_foreign_contexts} questions carry a context that is the text of no document: not used")
@@ -63,6 +74,8 @@ class PrepareResult:
 def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareResult:
   """Reads both files, splits documents into passages, and splits the questions by group.
 
+  The corpus is read a block at a time, by several processes. A call that was killed is continued by the same one.
+
   Args:
     config: see :class:`radit_jax.config.PrepareConfig`.
     progress: see :class:`radit_jax.progress.Progress`.
@@ -72,13 +85,16 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
   """
   root = pathlib.Path(config.workdir)
   passages, split = root / "passages", root / "split"
-  inputs = {"corpus": _fingerprint(config.corpus), "questions": _fingerprint(config.questions)}
+  sources = _sources(config)
+  inputs = {"corpus": _fingerprint(sources), "questions": _fingerprint_of(config.questions)}
+  if config.passage_encoder is not None:
+    inputs["passage_encoder"] = fingerprint(config.passage_encoder, config.embedding)
   wanted = runs.recipe(config, inputs=inputs)
   if runs.finished(passages, "passages", wanted) and runs.finished(split, "split", wanted):
     return _prepared(root)
   with hosts.one_writes() as mine:
     if mine:
-      _prepare(config, wanted, progress)
+      _prepare(config, wanted, sources, progress)
   return _prepared(root)
 
 
@@ -87,28 +103,38 @@ def _prepared(root: pathlib.Path) -> PrepareResult:
   return PrepareResult(str(root / "passages"), str(root / "split"), **counts)
 
 
-def _prepare(config: PrepareConfig, wanted: dict[str, Any], progress: Progress) -> None:
+def _prepare(config: PrepareConfig, wanted: dict[str, Any], sources: list[dict[str, Any]], progress: Progress) -> None:
   passages, split = pathlib.Path(config.workdir) / "passages", pathlib.Path(config.workdir) / "split"
   skipped = Skipped()
-  documents = list(read_corpus(config.corpus, format=config.corpus_format, on_error=config.on_error, skipped=skipped))
   examples = list(
     read_examples(config.questions, format=config.questions_format, on_error=config.on_error, skipped=skipped)
   )
-  # Everything that can be wrong with the questions is found before anything is written.
-  document_of_text = {d.text.strip(): d.id for d in documents}
-  titles = {d.id: d.title for d in documents}
-  gold_documents = [_gold_documents(e, document_of_text, titles, config.questions) for e in examples]
-  groups = [_group(e, config.split_by, gold, titles) for e, gold in zip(examples, gold_documents, strict=True)]
-  for example in examples:
-    if not example.answers:
-      raise UserError(f"{config.questions}: question {example.id!r} has no answer, which training and the table need")
-  assigned = _assign(groups, config)
-  progress("prepare", 1, 2, "files")
-  write_passages(
-    (piece for document in documents for piece in chunk(document, config.max_passage_words)),
+  build = Build(
     passages,
-    manifest={"recipe": wanted},
+    config.corpus,
+    format=config.corpus_format,
+    limit=_limit(config),
+    recipe=wanted,
+    on_error=config.on_error,
+    wanted=Wanted(
+      frozenset(name for e in examples for name in e.gold_passage_ids),
+      frozenset(_digest(e.own_context) for e in examples if e.own_context),
+    ),
+    processes=config.processes,
   )
+  try:
+    build.scan(progress)
+    # Everything that can be wrong with the questions is found before anything is written.
+    gold_documents = [_gold_documents(e, build, config.questions) for e in examples]
+    groups = [_group(e, config.split_by, gold, build.titles) for e, gold in zip(examples, gold_documents, strict=True)]
+    for example in examples:
+      if not example.answers:
+        raise UserError(f"{config.questions}: question {example.id!r} has no answer, which training and the table need")
+    assigned = _assign(groups, config)
+    made = build.write({"recipe": wanted, "sources": sources}, progress)
+  except UserError:
+    build.discard()
+    raise
   store = PassageStore(passages)
   rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
   num_gold = 0
@@ -127,27 +153,26 @@ def _prepare(config: PrepareConfig, wanted: dict[str, Any], progress: Progress) 
         "gold_rows": gold,
       }
     )
+  foreign = (e.own_context and _digest(e.own_context).hex() not in build.texts for e in examples)
   counts: dict[str, Any] = {
-    "num_documents": len(documents),
-    "num_passages": len(store),
+    "num_documents": made.documents,
+    "num_passages": made.passages,
+    "num_duplicates": made.duplicates,
     "num_questions": {name: len(r) for name, r in rows.items()},
     "num_groups": {name: sum(s == name for s in assigned.values()) for name in SPLITS},
     "num_gold": num_gold,
-    "num_foreign_contexts": sum(
-      bool(e.own_context) and (e.own_context or "").strip() not in document_of_text for e in examples
-    ),
-    "skipped": skipped.total(),
-    "skipped_lines": skipped.lines(),
+    "num_foreign_contexts": sum(map(bool, foreign)),
+    "skipped": build.skipped.total() + skipped.total(),
+    "skipped_lines": build.skipped.lines() + skipped.lines(),
   }
   with files.atomic_directory(split) as out:
     for name, lines in rows.items():
       text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
       (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
     files.write_manifest(out, "split", {"recipe": wanted, "counts": counts})
-  progress("prepare", 2, 2, "files")
 
 
-def _fingerprint(path: str) -> str:
+def _fingerprint_of(path: str) -> str:
   """Of a file, or of a folder of files."""
   p = pathlib.Path(path)
   if p.is_dir():
@@ -157,16 +182,52 @@ def _fingerprint(path: str) -> str:
   return files.sha256_file(p)
 
 
-def _gold_documents(
-  example: Example, document_of_text: dict[str, str], titles: dict[str, str], path: str
-) -> tuple[str, ...]:
+def _sources(config: PrepareConfig) -> list[dict[str, Any]]:
+  """Every file of the corpus, by its place in the corpus, with its hash."""
+  root = pathlib.Path(config.corpus)
+  return [
+    {
+      "name": p.relative_to(root).as_posix() if p != root else p.name,
+      "bytes": p.stat().st_size,
+      "sha256": files.sha256_file(p),
+    }
+    for p in files_of(root, config.corpus_format)
+  ]
+
+
+def _fingerprint(sources: list[dict[str, Any]]) -> str:
+  """Of one file its own hash, whatever it is called."""
+  if len(sources) == 1:
+    return str(sources[0]["sha256"])
+  listed = "".join(f"{source['name']}\0{source['sha256']}\n" for source in sources)
+  return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _digest(text: str) -> bytes:
+  return digest(text.strip().encode())
+
+
+def _limit(config: PrepareConfig) -> Limit:
+  if config.max_passage_characters is not None:
+    return Limit(config.max_passage_characters, "characters")
+  if config.max_passage_tokens is None or config.passage_encoder is None:
+    return Limit(config.max_passage_words)
+  encoder = load_encoder(config.passage_encoder, options=config.embedding, abstract=True).config
+  if config.max_passage_tokens > encoder.max_tokens:
+    raise UserError(
+      f"max_passage_tokens = {config.max_passage_tokens}: {config.passage_encoder} reads {encoder.max_tokens} at most"
+    )
+  count = TokenCount(load_tokenizer(config.passage_encoder), encoder.passage_prompt)
+  return Limit(config.max_passage_tokens, "tokens", count)
+
+
+def _gold_documents(example: Example, build: Build, path: str) -> tuple[str, ...]:
   """Documents that hold the answer: those the question names, and the one whose text it carries."""
   documents = list(example.gold_passage_ids)
-  context = (example.own_context or "").strip()
-  if context in document_of_text:
-    documents.append(document_of_text[context])
+  if example.own_context and (key := _digest(example.own_context).hex()) in build.texts:
+    documents.append(build.texts[key])
   for document in documents:
-    if document not in titles:
+    if document not in build.titles:
       raise UserError(f"{path}: question {example.id} names passage {document!r}, which the corpus does not hold")
   return tuple(dict.fromkeys(documents))
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from radit_jax import files, hosts, runs
 from radit_jax.config import (
+  EmbeddingOptions,
   EvaluateConfig,
   IndexConfig,
   PrepareConfig,
@@ -200,6 +201,11 @@ class Workdir:
       corpus_format=c.corpus_format,
       questions_format=c.questions_format,
       max_passage_words=c.max_passage_words,
+      max_passage_characters=c.max_passage_characters,
+      max_passage_tokens=c.max_passage_tokens,
+      passage_encoder=(c.passage_encoder or c.encoder) if c.max_passage_tokens else None,
+      embedding=c.embedding if c.max_passage_tokens else EmbeddingOptions(),
+      processes=c.processes,
       split_by=c.split_by,
       dev_fraction=c.dev_fraction,
       test_fraction=c.test_fraction,

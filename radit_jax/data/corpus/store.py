@@ -1,62 +1,21 @@
-"""Passages: long documents cut into pieces, and the store every row number refers to."""
+"""The store of passages that every row number refers to."""
 
 import json
 import os
-import re
+import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from radit_jax import files
+from radit_jax.data.corpus.table import DocumentTable, write_table
 from radit_jax.data.sources import Passage
 from radit_jax.data.stores import Store, write_store
 from radit_jax.errors import UserError
-
-_DOCUMENTS = "documents.json"
-_WORD = re.compile(r"\S+")
-_SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’»)\]]*$""")
-
-
-def chunk(passage: Passage, max_words: int) -> Iterator[Passage]:
-  """Splits a document into pieces of at most ``max_words`` words, at the end of a sentence where there is one.
-
-  Args:
-    passage: the document; all pieces keep its title and metadata, and name it as metadata "document".
-    max_words: at least 1. A word is what stands between white space.
-
-  Yields:
-    One piece with the document's id, or several with the ids ``<id>/0``, ``<id>/1`` and so on. Their words, one behind
-    the other, are the document's.
-
-  Example:
-    >>> [p.text for p in chunk(Passage("d", "", "One two. Three four five. Six."), 5)]
-    ['One two. Three four five.', 'Six.']
-  """
-  text = passage.text
-  words = [(m.start(), m.end()) for m in _WORD.finditer(text)]
-  pieces = []
-  start = 0
-  while start < len(words):
-    end = min(start + max_words, len(words))
-    if end < len(words):
-      # A blank line ends a sentence too: headings have no full stop.
-      ends = (
-        i
-        for i in range(end, start, -1)
-        if _SENTENCE_END.search(text[slice(*words[i - 1])]) or text.count("\n", words[i - 1][1], words[i][0]) > 1
-      )
-      end = next(ends, end)
-    pieces.append(text[words[start][0] : words[end - 1][1]])
-    start = end
-  metadata = {**passage.metadata, "document": passage.id}
-  for i, piece in enumerate(pieces):
-    name = passage.id if len(pieces) == 1 else f"{passage.id}/{i}"
-    yield Passage(name, passage.title, piece, metadata)
 
 
 def write_passages(
   passages: Iterable[Passage], path: str | os.PathLike[str], *, manifest: Mapping[str, Any] | None = None
 ) -> None:
-  """Writes a passage store; the n-th passage is row n.
+  """Writes a passage store; the n-th passage is row n. For corpora in memory; see :mod:`.build` for large ones.
 
   Args:
     passages: in order; the pieces of a document one behind the other.
@@ -84,7 +43,10 @@ def write_passages(
         "metadata": json.dumps(dict(passage.metadata), ensure_ascii=False),
       }
 
-  write_store("passages", path, records(), manifest or {}, side_files=lambda: {_DOCUMENTS: documents})
+  def table(directory: pathlib.Path) -> None:
+    write_table(directory, ((name, first, count) for name, (first, count) in documents.items()))
+
+  write_store("passages", path, records(), manifest or {}, beside=table)
 
 
 class PassageStore(Store[Passage]):
@@ -100,7 +62,7 @@ class PassageStore(Store[Passage]):
   """
 
   kind = "passages"
-  _documents: dict[str, list[int]] | None = None
+  _table: DocumentTable | None = None
 
   def _decode(self, record: dict[str, Any]) -> Passage:
     return Passage(
@@ -115,17 +77,17 @@ class PassageStore(Store[Passage]):
     return [passage.full_text for passage in self.many(rows)]
 
   def rows_of_document(self, document: str) -> tuple[int, ...]:
-    """Rows of a document's pieces.
+    """Rows of a document's pieces; of a piece that stood in another document before, the row of that one.
 
     Raises:
       UserError: the store holds no such document.
     """
-    if self._documents is None:
-      self._documents = files.read_json(self.path / _DOCUMENTS)
-    if document not in self._documents:
+    if self._table is None:
+      self._table = DocumentTable(self.path)
+    rows = self._table.rows(document)
+    if rows is None:
       raise UserError(f"{self.path}: no document {document!r} in this passage store")
-    first, count = self._documents[document]
-    return tuple(range(first, first + count))
+    return rows
 
 
 def check_passages(made_from: str | None, store: PassageStore, what: str) -> None:

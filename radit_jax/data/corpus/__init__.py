@@ -1,0 +1,8 @@
+"""Documents of a corpus: their formats, the pieces they are cut into, and the store whose rows everything refers to."""
+
+from radit_jax.data.corpus.chunks import Limit
+from radit_jax.data.corpus.documents import Document, chunk
+from radit_jax.data.corpus.formats import read_corpus
+from radit_jax.data.corpus.store import PassageStore, check_passages, write_passages
+
+__all__ = ["Document", "Limit", "PassageStore", "check_passages", "chunk", "read_corpus", "write_passages"]

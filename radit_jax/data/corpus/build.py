@@ -1,0 +1,297 @@
+"""A corpus of any size made into a passage store: by several processes, in constant memory, and continued where killed.
+
+1. Blocks of the corpus are read, cut into pieces and written down one by one (:mod:`.scan`).
+2. Digests on disk tell which pieces and ids stood before (:mod:`.merge`).
+3. The others go into the shards of the store, in their order.
+
+All of it lies in a work directory beside the store until the store is whole. Every file there is whole or absent and
+depends on the corpus and the options alone, so that a call that was killed is continued by the same one, and the store
+has the same bytes whoever made it, in however many processes.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from radit_jax import files
+from radit_jax.config import CorpusFormat, OnError
+from radit_jax.data.corpus import formats
+from radit_jax.data.corpus.chunks import Limit
+from radit_jax.data.corpus.formats import Block
+from radit_jax.data.corpus.merge import PARTITION, Merged, merge
+from radit_jax.data.corpus.pool import available, in_order
+from radit_jax.data.corpus.scan import Scanned, Scanner, Wanted, block_file, read_scanned
+from radit_jax.data.corpus.serialized import SHARD, WRITER_OPTIONS
+from radit_jax.data.corpus.table import LEFT_OUT, ORDINAL
+from radit_jax.data.policy import Skipped
+from radit_jax.errors import UserError
+from radit_jax.progress import Progress, silent
+
+#: Bytes of records in a shard, up to the end of its last block.
+SHARD_BYTES = 64 << 20
+_RECIPE = "recipe.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What became of a corpus.
+
+  Attributes:
+    documents: that are in the store.
+    passages: rows of the store.
+    duplicates: passages left out, because one with the same title, section and text stood before.
+  """
+
+  documents: int
+  passages: int
+  duplicates: int
+
+
+class Build:
+  """A passage store under way. :meth:`scan` reads the corpus; :meth:`write` makes the store.
+
+  Args:
+    path: directory of the store.
+    corpus: file or folder.
+    format: see :func:`radit_jax.data.corpus.formats.read_corpus`.
+    limit: of a passage.
+    recipe: what the store is made from; what another one left in the work directory is dropped.
+    on_error: "strict" stops at the first bad document, "skip" counts and leaves out bad ones.
+    wanted: ids and texts of documents that questions name.
+    processes: that read and write; None takes one for each CPU. They are started anew (spawned), so a script that
+      calls this on a large corpus needs ``if __name__ == "__main__":``.
+    block_bytes: see :data:`radit_jax.data.corpus.formats.BLOCK_BYTES`; changes the order of nothing.
+    shard_bytes: see :data:`SHARD_BYTES`.
+    partition: see :data:`radit_jax.data.corpus.merge.PARTITION`.
+
+  Attributes:
+    skipped: what was left out.
+    titles: of wanted documents, by id.
+    texts: digest of a wanted text, as hex -> id of the first document that has it.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    corpus: str | os.PathLike[str],
+    *,
+    format: CorpusFormat,
+    limit: Limit,
+    recipe: Mapping[str, Any],
+    on_error: OnError = "strict",
+    wanted: Wanted | None = None,
+    processes: int | None = None,
+    block_bytes: int = formats.BLOCK_BYTES,
+    shard_bytes: int = SHARD_BYTES,
+    partition: int = PARTITION,
+  ):
+    self.path = pathlib.Path(path)
+    self.corpus, self.format, self.on_error = pathlib.Path(corpus), format, on_error
+    self.processes = processes or available()
+    self.work = self.path.parent / f".{self.path.name}.work"
+    self.skipped = Skipped()
+    self.titles: dict[str, str] = {}
+    self.texts: dict[str, str] = {}
+    wanted = wanted or Wanted()
+    self._scanner = Scanner(self.work, format, limit, wanted)
+    names = json.dumps([sorted(wanted.ids), sorted(t.hex() for t in wanted.texts)]).encode()
+    self._recipe = {
+      "recipe": dict(recipe),
+      "limit": [limit.size, limit.unit],
+      "wanted": hashlib.sha256(names).hexdigest(),
+      "sizes": [block_bytes, shard_bytes],
+    }
+    self._block_bytes, self._shard_bytes, self._partition = block_bytes, shard_bytes, partition
+    self._scanned: list[Scanned] = []
+    self._total = 0
+    self._created = [p for p in (self.path.parent, *self.path.parent.parents) if not p.exists()]
+
+  def scan(self, progress: Progress = silent) -> None:
+    """Reads the corpus, or what is left of it.
+
+    Raises:
+      UserError: no such file, a bad document under "strict", or no good one.
+    """
+    total = sum(f.stat().st_size for f in formats.files_of(self.corpus, self.format))
+    self._open()
+    done: list[int] = []
+
+    def blocks() -> Iterator[tuple[int, Block]]:
+      for index, block in enumerate(formats.blocks(self.corpus, self.format, block_bytes=self._block_bytes)):
+        done.append(block.done)
+        yield index, block
+
+    for index, scanned in enumerate(in_order(_Continued(self._scanner), blocks(), self.processes)):
+      for reason, examples in scanned.skipped.examples.items():
+        if self.on_error == "strict":
+          raise UserError(f"{examples[0]}; correct it, or leave such records out with --on-error skip")
+        kept = self.skipped.examples.setdefault(reason, [])
+        kept += examples[: 5 - len(kept)]
+      self.skipped.counts.update(scanned.skipped.counts)
+      self.titles = scanned.titles | self.titles
+      self.texts = scanned.texts | self.texts
+      self._scanned.append(dataclasses.replace(scanned, skipped=Skipped(), titles={}, texts={}))
+      progress("corpus", min(done[index], total - 1), total, "bytes")
+    self._total = total
+    if not sum(s.documents for s in self._scanned):
+      raise formats.no_documents(self.corpus, self.skipped.total())
+
+  def _open(self) -> None:
+    recipe = self.work / _RECIPE
+    if self.work.exists() and (not recipe.exists() or files.read_json(recipe) != self._recipe):
+      shutil.rmtree(self.work)
+    (self.work / "blocks").mkdir(parents=True, exist_ok=True)
+    files.write_json(recipe, self._recipe)
+
+  def write(self, manifest: Mapping[str, Any], progress: Progress = silent) -> Counts:
+    """Writes the store, and removes the work directory.
+
+    Args:
+      manifest: what the passages were made from.
+      progress: told of the shards.
+
+    Raises:
+      UserError: two documents with one id, under "strict".
+    """
+    from radit_jax.data import builders
+
+    progress("corpus", self._total, self._total, "bytes")  # the end of a stage is shown, and errors come alone
+    out = self.work / "store"
+    (out / SHARD).parent.mkdir(parents=True, exist_ok=True)
+    pieces = [s.pieces for s in self._scanned]
+    merged = merge(self.work, out, pieces, [s.documents for s in self._scanned], partition=self._partition)
+    self._say_repeated(merged)
+    shards = self._shards(merged)
+    tasks = [
+      (out / SHARD.format(n, len(shards)), [(i, starts[0], starts[1]) for i, starts in shard])
+      for n, shard in enumerate(shards)
+    ]
+    ordinals = list(itertools.accumulate(pieces, initial=0))
+    record_bytes = 0
+    for n, size in enumerate(in_order(_Shards(self.work, out, ordinals), tasks, self.processes), 1):
+      record_bytes += size
+      progress("shards", n, len(shards), "files")
+    rows = [sum(pieces[i] - (stop - start) for i, (start, stop) in shard) for shard in shards]
+    builders.finish(builders.RaditPassages, out, rows, record_bytes)
+    documents = sum(s.documents for s in self._scanned) - merged.num_repeated
+    counts = Counts(documents, sum(rows), merged.num_duplicates)
+    fields = {name: value for name, value in manifest.items() if name != "recipe"}
+    content = [json.dumps(fields, sort_keys=True), *(s.digest for s in self._scanned)]
+    fingerprint = hashlib.sha256("\n".join(content).encode()).hexdigest()
+    files.write_manifest(
+      out,
+      "passages",
+      {**manifest, "count": counts.passages, "fingerprint": fingerprint, "counts": dataclasses.asdict(counts)},
+    )
+    files.replace_directory(out, self.path)
+    shutil.rmtree(self.work)
+    return counts
+
+  def discard(self) -> None:
+    """Removes the work directory, and the directories above it that were made for it."""
+    shutil.rmtree(self.work, ignore_errors=True)
+    for directory in self._created:
+      if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
+
+  def _shards(self, merged: Merged) -> list[list[tuple[int, tuple[int, int]]]]:
+    """Blocks of each shard, with the places of what they leave out in the list of that; no shard without a row."""
+    shards: list[list[tuple[int, tuple[int, int]]]] = []
+    size = self._shard_bytes
+    places = list(itertools.accumulate(merged.left_out, initial=0))
+    for i, scanned in enumerate(self._scanned):
+      if scanned.pieces == merged.left_out[i]:
+        continue
+      if size >= self._shard_bytes:
+        shards.append([])
+        size = 0
+      shards[-1].append((i, (places[i], places[i + 1])))
+      size += scanned.record_bytes
+    return shards
+
+  def _say_repeated(self, merged: Merged) -> None:
+    """Names documents whose id another one had, which is known only after all of them."""
+    first = list(itertools.accumulate((s.documents for s in self._scanned), initial=0))
+    wanted = sorted({n for pair in merged.repeated for n in pair})
+    found: dict[int, tuple[str, str]] = {}
+    indexes = {bisect.bisect_right(first, n) - 1 for n in wanted}
+    for index, block in enumerate(formats.blocks(self.corpus, self.format, block_bytes=self._block_bytes)):
+      if not indexes or index > max(indexes):
+        break
+      if index in indexes:
+        good = enumerate(self._scanner.documents(block, Skipped()), first[index])
+        found |= {n: (place, document.id) for n, (place, document, _) in good if n in wanted}
+    for n, earlier in merged.repeated:
+      place, name = found[n]
+      problem = formats.already_used(name, found[earlier][0])
+      if self.on_error == "strict":
+        raise UserError(f"{place}: {problem}; correct it, or leave such records out with --on-error skip")
+      self.skipped.add(place, problem)
+    if merged.repeated:
+      self.skipped.counts[problem.reason] += merged.num_repeated - len(merged.repeated)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Continued:
+  """Scans a block, if no earlier call has."""
+
+  scanner: Scanner
+
+  def __call__(self, index: int, block: Block) -> Scanned:
+    return read_scanned(self.scanner.work, index) or self.scanner(index, block)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shards:
+  """Writes shards.
+
+  Attributes:
+    work: directory of the scan.
+    out: directory of the store.
+    ordinals: first ordinal of each block.
+  """
+
+  work: pathlib.Path
+  out: pathlib.Path
+  ordinals: Sequence[int]
+
+  def __call__(self, path: pathlib.Path, blocks: Sequence[tuple[int, int, int]]) -> int:
+    """Bytes of the records of a shard. ``blocks`` are numbers with the range of what they leave out."""
+    from array_record.python import array_record_module
+
+    size = 0
+    part = path.with_name(path.name + ".part")
+    finished = path.exists()
+    writer = None if finished else array_record_module.ArrayRecordWriter(str(part), WRITER_OPTIONS)
+    left_out = np.fromfile(self.out / LEFT_OUT, ORDINAL, *_range(blocks))
+    for index, start, stop in blocks:
+      lengths = np.fromfile(block_file(self.work, index, "lengths"), "<u4").astype(np.int64)
+      keep = np.ones(len(lengths), bool)
+      own = left_out[start - blocks[0][1] : stop - blocks[0][1]]
+      keep[own.astype(np.int64) - self.ordinals[index]] = False
+      size += int(lengths[keep].sum())
+      if writer is None:
+        continue
+      ends = np.cumsum(lengths)
+      records = block_file(self.work, index, "records").read_bytes()
+      for a, b in zip((ends - lengths)[keep].tolist(), ends[keep].tolist(), strict=True):
+        writer.write(records[a:b])
+    if writer is not None:
+      writer.close()
+      os.replace(part, path)
+    return size
+
+
+def _range(blocks: Sequence[tuple[int, int, int]]) -> tuple[int, str, int]:
+  """Arguments of :func:`numpy.fromfile`: how many entries, no separator, and bytes to leave out."""
+  start, stop = blocks[0][1], blocks[-1][2]
+  return stop - start, "", start * ORDINAL.itemsize
