@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "ask": ("radit_jax.verbs.ask", "ask", configs.AskConfig),
   "inspect": ("radit_jax.verbs.inspect", "inspect", configs.InspectConfig),
   "convert": ("radit_jax.verbs.convert", "convert", configs.ConvertConfig),
+  "plan": ("radit_jax.verbs.plan", "plan", configs.PlanConfig),
 }
 #: Verbs that compute over all devices of all processes; the others work on files, in one.
 TOGETHER = ("run", "prepare", "index", "retrieve", "score", "train-generator", "train-retriever", "evaluate", "ask")
@@ -57,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: without the program's name; None takes the process's.
 
   Returns:
-    The exit status: 0, 2 a wrong call or wrong input (one line on stderr), 1 a fault, 75 preempted and can be started
-    again, 130 interrupted.
+    The exit status: 0, 2 a wrong call or wrong input (one line on stderr), 1 a fault or a plan that does not fit, 75
+    preempted and can be started again, 130 interrupted.
   """
   args = list(sys.argv[1:] if argv is None else argv)
   keep_heap()
@@ -104,6 +105,8 @@ def _run(args: list[str]) -> None:
   with display.Display() as progress:
     result = call(config, progress=progress)
   print(result.summary() if hasattr(result, "summary") else result)
+  if getattr(result, "failed", False):
+    raise SystemExit(1)
 
 
 @contextlib.contextmanager
@@ -300,18 +303,19 @@ def _preset_defaults(preset: str, verb: str, cls: type) -> Any:
   if not path.is_file():
     raise UserError(f"--config {path}: no such file")
   try:
-    made = runpy.run_path(str(path)).get("config")
+    held = runpy.run_path(str(path))
   except UserError as e:
     raise UserError(f"{path}: {e}") from None
   except Exception as e:
     line = getattr(e, "lineno", None) or traceback.extract_tb(e.__traceback__)[-1].lineno
     raise UserError(f"{path}:{line}: {type(e).__name__}: {e}") from None
-  if isinstance(made, functools.partial) and not made.args:
-    kind, values = made.func, made.keywords
-  elif dataclasses.is_dataclass(made) and not isinstance(made, type):
-    kind, values = type(made), {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
-  else:
-    raise UserError(f"{path}: needs `config = functools.partial({cls.__name__}, ...)`, or a {cls.__name__}")
+  kind, values = _parts(held.get("config"), path, cls)
+  if cls is configs.PlanConfig and kind is configs.RunConfig:
+    # What a plan asks of a run, but for the mesh, which belongs to the run's own slice; and what only the plan knows.
+    shared = {f.name for f in dataclasses.fields(cls)} - {"mesh"}
+    values = {name: value for name, value in values.items() if name in shared}
+    kind, own = _parts(held.get("plan", functools.partial(cls)), path, cls)
+    values |= own
   if kind is not cls:
     raise UserError(f"{path}: holds a {getattr(kind, '__name__', kind)}, `radit {verb}` takes a {cls.__name__}")
   fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -323,6 +327,15 @@ def _preset_defaults(preset: str, verb: str, cls: type) -> Any:
     open_value = tyro.MISSING if field.default is dataclasses.MISSING else field.default
     object.__setattr__(default, name, values.get(name, open_value))
   return default
+
+
+def _parts(made: Any, path: pathlib.Path, cls: type) -> tuple[Any, dict[str, Any]]:
+  """Class and values of what a file holds."""
+  if isinstance(made, functools.partial) and not made.args:
+    return made.func, dict(made.keywords)
+  if dataclasses.is_dataclass(made) and not isinstance(made, type):
+    return type(made), {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+  raise UserError(f"{path}: needs `config = functools.partial({cls.__name__}, ...)`, or a {cls.__name__}")
 
 
 if __name__ == "__main__":

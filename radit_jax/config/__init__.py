@@ -1,5 +1,6 @@
 """Every option of every verb: frozen dataclasses that check themselves when made, parsed by the command line."""
 
+from radit_jax.config.plan import PlanConfig
 from radit_jax.config.recipe import (
   QuickstartConfig,
   RunConfig,
@@ -62,6 +63,7 @@ __all__ = [
   "Method",
   "OnError",
   "OptimizerConfig",
+  "PlanConfig",
   "Pooling",
   "PrepareConfig",
   "PromptConfig",

@@ -232,7 +232,8 @@ def _resume(work: pathlib.Path, request: dict[str, Any]) -> dict[str, Any]:
 
 
 @jax.jit
-def _encode(encoder: Encoder, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N E"]:
+def encode_batch(encoder: Encoder, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N E"]:
+  """One call of the encoder; ``mask`` is True for real tokens."""
   return encoder(tokens, mask).astype(jnp.float32)
 
 
@@ -254,7 +255,7 @@ def _encode_all(
     raise UserError(f"batch_size {batch_size} over {devices} devices: choose a multiple of {devices}")
   if not ids:
     probe = jax.ShapeDtypeStruct((devices, _PAD_TOKENS), jnp.int32), jax.ShapeDtypeStruct((devices, _PAD_TOKENS), bool)
-    return np.empty((0, jax.eval_shape(_encode, encoder, *probe).shape[1]), np.float32)
+    return np.empty((0, jax.eval_shape(encode_batch, encoder, *probe).shape[1]), np.float32)
   # A few rows (one question of `ask`) are not padded to a whole batch: to a power of two, so shapes stay few.
   n_rows = min(batch_size, devices << (-(-len(ids) // devices) - 1).bit_length())
   order = np.argsort([-len(row) for row in ids], kind="stable")
@@ -285,7 +286,7 @@ def _encode_all(
       mask[i, : len(ids[row])] = True
     batch = (tokens, mask) if mesh is None else place_rows((tokens, mask), mesh, whole=True)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-      in_flight.append((rows, _encode(encoder, *batch)))
+      in_flight.append((rows, encode_batch(encoder, *batch)))
     if len(in_flight) > _IN_FLIGHT:
       collect()
   while in_flight:

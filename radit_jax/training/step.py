@@ -353,3 +353,10 @@ def _accumulated(trained: Any, frozen: Any, batch: Any, objective: Objective, co
 def evaluate_step(model: Any, batch: Any, *, objective: Objective) -> tuple[Array, Array]:
   """``(sum, count)`` of the objective, without gradients."""
   return objective(model, batch)
+
+
+@jax.jit
+def score_step(generator: Generator, batch: ParallelContextBatch) -> tuple[Array, Array, Array]:
+  """Log-likelihoods, answer tokens and real passages, each ``[B, K]``: the LSR teacher's forward pass."""
+  out = answer_log_likelihoods(generator, batch)
+  return out.log_likelihood, out.num_tokens, batch.context_mask

@@ -16,8 +16,8 @@ from radit_jax.data.plan import PlannedBatch, plan_in_order, row_multiple
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer
-from radit_jax.parallel_context import answer_log_likelihoods
 from radit_jax.progress import Progress, silent
+from radit_jax.training.step import score_step
 from radit_jax.verbs import tuning
 
 
@@ -94,12 +94,6 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
   return ScoreResult(config.out, len(store), real, total / max(tokens, 1), *cuts)
 
 
-@jax.jit
-def _forward(generator, batch):  # type: ignore[no-untyped-def]
-  out = answer_log_likelihoods(generator, batch)
-  return out.log_likelihood, out.num_tokens, batch.context_mask
-
-
 def _score(generator, retrieved, passages, prompt, lengths, config, mesh, progress):  # type: ignore[no-untyped-def]
   """Log-likelihoods, tokens and mask of each example of the store."""
   batch_size = sharding.round_up_rows(config.batch_size, mesh)
@@ -123,7 +117,7 @@ def _score(generator, retrieved, passages, prompt, lengths, config, mesh, progre
   )
   with jax.set_mesh(mesh):
     for planned, (_, batch) in zip(plan, batches, strict=True):
-      likelihood, tokens, valid = sharding.gather(_forward(generator, sharding.place_rows(batch, mesh)))
+      likelihood, tokens, valid = sharding.gather(score_step(generator, sharding.place_rows(batch, mesh)))
       for i, row in enumerate(planned.examples):
         if not np.isfinite(likelihood[i][valid[i]]).all():
           raise UserError(f"question {retrieved[row].id}: a log-likelihood is not finite under {config.generator}")

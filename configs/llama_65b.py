@@ -1,0 +1,47 @@
+"""`radit plan --config llama_65b`, `radit run --config llama_65b --corpus ... --questions ... --workdir D`: LLaMA 65B.
+
+The paper's settings: k̃ = 3, rows packed to 2,048 tokens, 128 rows a step (256 examples of three prompts of 320 tokens
+fill 120), 500 steps. Fits v5e:16x16, 256 chips. On v5e:8x8 scoring fits, and tuning by LoRA:
+`--topology v5e:8x8 --generator-tuning.lora.rank 16`. The retriever is DRAGON+; see llama2_7b.py for how it is made a directory.
+"""
+
+import functools
+
+from radit_jax.config import (
+  EmbeddingOptions,
+  LoopConfig,
+  MeshConfig,
+  OptimizerConfig,
+  PlanConfig,
+  PromptConfig,
+  RunConfig,
+  TuningConfig,
+)
+
+config = functools.partial(
+  RunConfig,
+  generator="huggyllama/llama-65b",
+  encoder="facebook/dragon-plus-query-encoder",
+  passage_encoder="facebook/dragon-plus-context-encoder",
+  embedding=EmbeddingOptions(pooling="cls", normalize=False),
+  dtype="bfloat16",
+  k=10,
+  k_train=3,
+  prompt=PromptConfig(max_tokens=512),
+  pack_tokens=2048,
+  generator_tuning=TuningConfig(
+    optimizer=OptimizerConfig(peak_lr=1e-5, floor_lr=1e-7, warmup_steps=200),
+    loop=LoopConfig(steps=500, batch_size=256, evaluate_every=100),
+    remat=True,
+  ),
+  retriever_tuning=TuningConfig(
+    optimizer=OptimizerConfig(peak_lr=1e-5, floor_lr=1e-7, warmup_steps=1237, weight_decay=0.01),
+    loop=LoopConfig(epochs=1, batch_size=512),
+  ),
+  lm_temperature=0.01,
+  encode_batch_size=8192,
+  score_batch_size=384,
+  answer_batch_size=128,
+  mesh=MeshConfig(fsdp=128, tensor=2),
+)
+plan = functools.partial(PlanConfig, topology="v5e:16x16")

@@ -1,0 +1,308 @@
+"""The programs of a run with the shapes they would have on a slice: the verbs' own functions, given no weights."""
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from radit_jax.config import LoraConfig, PlanConfig, TuningConfig
+from radit_jax.inference.decode import greedy_decode, prefill, score_candidates
+from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.decoder import Decoder, DecoderConfig
+from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
+from radit_jax.models.lora import add_lora, quantize_base
+from radit_jax.parallel_context import LSRBatch, ParallelContextBatch
+from radit_jax.plan import flops
+from radit_jax.retrieval.embed import encode_batch
+from radit_jax.sharding import parameter_shardings, row_sharding, row_shards
+from radit_jax.training.step import (
+  Objective,
+  TrainState,
+  combine,
+  lsr_objective,
+  make_optimizer,
+  microbatches,
+  partition,
+  ralt_objective,
+  score_step,
+  train_step,
+)
+
+#: Rows on a TPU are a multiple of this long, as :func:`radit_jax.data.plan.row_multiple` has it there.
+ROW_MULTIPLE = 128
+_PASSAGE_MULTIPLE = 32  # of the encoder's rows
+#: Type of weights in files, and of those that are only read.
+FILE_DTYPE = jnp.bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """Shapes of the two models."""
+
+  generator: DecoderConfig
+  encoder: BertConfig | DecoderConfig
+  embedding: EmbeddingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One program of a run.
+
+  Attributes:
+    name: as the table shows it.
+    compile: makes the executable, with the mesh in force.
+    parameters: shapes with shardings: weights, trained and frozen.
+    optimizer: the same, moments.
+    flops: model FLOPs of a call, all chips together.
+    passes: times the weights are read in a call.
+    tokens: of all rows, padding included.
+    activations_bytes: what the forward pass keeps for the backward pass, per chip and microbatch, before the compiler;
+      part of the temporaries.
+    update_bytes: what the optimizer reads and writes, per chip.
+  """
+
+  name: str
+  compile: Callable[[], Any]
+  parameters: Any
+  optimizer: Any
+  flops: float
+  passes: int
+  tokens: int
+  activations_bytes: float = 0.0
+  update_bytes: float = 0.0
+
+
+def ralt(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
+  """The step of generator tuning."""
+  tuning = config.generator_tuning
+
+  def model() -> Decoder:
+    return Decoder(models.generator, rngs=nnx.Rngs(0), dtype=jnp.dtype(config.dtype), remat=tuning.remat)
+
+  batch = _contexts(config, mesh, tuning.loop.batch_size, config.k_train, tuning.loop.accumulate)
+  rows, length = batch.tokens.shape
+  count = flops.body_flops(models.generator, rows * length, _keys(config))
+  count += flops.head_flops(models.generator, batch.answer_tokens.size)
+  return _tuning("RALT step", model, tuning, batch, ralt_objective, count, rows * length, mesh)
+
+
+def score(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
+  """The forward pass that scores k passages of each question."""
+  generator = _read_only(models.generator, config, mesh)
+  questions = _up(config.score_batch_size, row_shards(mesh))
+  batch = _contexts(config, mesh, questions, config.k)
+  rows, length = batch.tokens.shape
+  count = flops.body_flops(models.generator, rows * length, _keys(config))
+  count += flops.head_flops(models.generator, batch.answer_tokens.size)
+  return Program(
+    "scoring", lambda: score_step.lower(generator, batch).compile(), generator, (), count, 1, rows * length
+  )
+
+
+def lsr(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
+  """The step of retriever tuning."""
+  tuning = config.retriever_tuning
+  size, width = tuning.loop.batch_size, models.embedding.dimensions or models.encoder.hidden_size
+  length = _length(config.query_tokens, models)
+  batch = LSRBatch(
+    query_tokens=_rows(mesh, (size, length)),
+    query_mask=_rows(mesh, (size, length), jnp.bool_),
+    passage_embeddings=_rows(mesh, (size, config.k, width), jnp.float32),
+    log_likelihood=_rows(mesh, (size, config.k), jnp.float32),
+    num_tokens=_rows(mesh, (size, config.k)),
+    context_mask=_rows(mesh, (size, config.k), jnp.bool_),
+    positive=_rows(mesh, (size, config.k), jnp.bool_),
+    passage_rows=_rows(mesh, (size, config.k)),
+  )
+  objective = functools.partial(
+    lsr_objective, score_temperature=1.0, lm_temperature=0.01, score="token_prob", direction="retriever_to_lm"
+  )
+  count = flops.body_flops(models.encoder, size * length, length)
+  model = functools.partial(_encoder, models, remat=tuning.remat)
+  return _tuning("LSR step", model, tuning, batch, objective, count, size * length, mesh)
+
+
+def encode(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
+  """One call of the passage encoder."""
+  encoder = _on_mesh(nnx.eval_shape(functools.partial(_encoder, models)), mesh)
+  size = _up(config.encode_batch_size, row_shards(mesh))
+  length = min(models.embedding.max_tokens, _up(config.passage_tokens, _PASSAGE_MULTIPLE))
+  batch = _rows(mesh, (size, length)), _rows(mesh, (size, length), jnp.bool_)
+  count = flops.body_flops(models.encoder, size * length, length)
+  return Program(
+    "encoding", lambda: encode_batch.lower(encoder, *batch).compile(), encoder, (), count, 1, size * length
+  )
+
+
+def answers(config: PlanConfig, models: Models, mesh: Mesh) -> list[Program]:
+  """What answers a batch of questions: prompts read once, decoded, and every candidate weighed."""
+  shape = models.generator
+  generator = _read_only(shape, config, mesh)
+  questions = _up(config.answer_batch_size, row_shards(mesh))
+  rows, length = questions * config.k, _up(config.prompt.max_tokens, ROW_MULTIPLE)
+  room = _up(config.prompt.max_answer_tokens + 1, 4)
+  tokens, lengths = _rows(mesh, (rows, length)), _rows(mesh, (rows,))
+  candidates, counts = _rows(mesh, (questions, config.k + 1, room)), _rows(mesh, (questions, config.k + 1))
+
+  read = flops.body_flops(shape, rows * length, length / 2) + flops.head_flops(shape, rows)
+  again = flops.body_flops(shape, rows * room, length) + flops.head_flops(shape, rows * room)
+
+  @functools.cache
+  def reading() -> Any:
+    return prefill.lower(generator, tokens, lengths, max_new_tokens=room).compile()
+
+  def prefilled() -> Any:
+    # As the first program leaves the cache on the slice, the other two take it.
+    shapes = jax.eval_shape(functools.partial(prefill, max_new_tokens=room), generator, tokens, lengths)
+    return jax.tree.map(_placed, shapes, reading().output_shardings)
+
+  def decoding() -> Any:
+    return greedy_decode.lower(generator, prefilled(), max_new_tokens=room, end_ids=(2,)).compile()
+
+  def weighing() -> Any:
+    used = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    return score_candidates.lower(generator, prefilled(), candidates, counts, used).compile()
+
+  return [
+    Program("reading prompts", reading, generator, (), read, 1, rows * length),
+    Program("decoding", decoding, generator, (), again, room, rows * room),
+    # Nearly every passage may bring an answer of its own.
+    Program("weighing answers", weighing, generator, (), again * config.k, config.k, rows * room * config.k),
+  ]
+
+
+def rows_needed(config: PlanConfig, examples: int, k: int) -> int:
+  """Rows that so many examples of the mean length fill, before rounding to what the mesh divides."""
+  return (
+    examples * k if config.pack_tokens is None else math.ceil(examples * k * config.prompt_tokens / row_tokens(config))
+  )
+
+
+def row_tokens(config: PlanConfig) -> int:
+  """Length of the generator's rows on a TPU."""
+  return _up(config.pack_tokens or config.prompt.max_tokens, ROW_MULTIPLE)
+
+
+def _tuning(
+  name: str,
+  model: Callable[[], Any],
+  tuning: TuningConfig,
+  batch: Any,
+  objective: Objective,
+  forward_flops: float,
+  tokens: int,
+  mesh: Mesh,
+) -> Program:
+  optimizer = make_optimizer(tuning.optimizer, tuning.loop.steps or 1000)
+  trained, frozen = partition(nnx.eval_shape(lambda: _for_tuning(model, tuning.lora)))
+
+  def state(trained: Any) -> TrainState:
+    return TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
+
+  whole_state = _on_mesh(jax.eval_shape(state, trained), mesh)
+  frozen = _on_mesh(frozen, mesh)
+  passes = 3 if tuning.remat else 2
+
+  def compiled() -> Any:
+    update, parts = optimizer.update, tuning.loop.accumulate
+    return train_step.lower(whole_state, frozen, batch, objective=objective, update=update, accumulate=parts).compile()
+
+  return Program(
+    name,
+    compiled,
+    (whole_state.model, frozen),
+    whole_state.optimizer_state,
+    forward_flops * (flops.ADAPTED if tuning.lora.rank else flops.TRAINED),
+    passes * tuning.loop.accumulate,
+    tokens,
+    activations_bytes=_kept_bytes(trained, frozen, batch, objective, tuning.loop.accumulate, mesh),
+    update_bytes=2.0 * (chip_bytes(whole_state.optimizer_state) + chip_bytes(whole_state.model)),
+  )
+
+
+def _for_tuning(model: Callable[[], Any], lora: LoraConfig) -> Any:
+  """As ``radit_jax.verbs.tuning.load_for_tuning`` makes it: float32 masters, or a frozen base in the files' type."""
+  made = model()
+  if not lora.rank:
+    return made
+  base = jax.tree.map(lambda x: x.astype(FILE_DTYPE), made)
+  return add_lora(base if lora.base == "float" else quantize_base(base, lora.base), lora, rngs=nnx.Rngs(1))
+
+
+def _kept_bytes(trained: Any, frozen: Any, batch: Any, objective: Objective, accumulate: int, mesh: Mesh) -> float:
+  """Residuals of one microbatch that are not weights, spread over the row axes."""
+
+  def kept(trained: Any, frozen: Any, batch: Any) -> Any:
+    part = jax.tree.map(lambda x: x[0], microbatches(batch, accumulate))
+    return jax.vjp(lambda t: objective(combine(t, frozen), part)[0], trained)[1]
+
+  with jax.set_mesh(mesh):
+    residuals = jax.tree.leaves(jax.eval_shape(kept, trained, frozen, batch))
+  weights = Counter((x.shape, x.dtype) for x in jax.tree.leaves((trained, frozen)))
+  total = 0
+  for x in residuals:
+    if weights[(x.shape, x.dtype)]:
+      weights[(x.shape, x.dtype)] -= 1
+    else:
+      total += x.size * x.dtype.itemsize
+  return total / row_shards(mesh)
+
+
+def _encoder(models: Models, *, remat: bool = False) -> TextEncoder:
+  body = models.encoder
+  kind = Bert if isinstance(body, BertConfig) else Decoder
+  return TextEncoder(kind(body, rngs=nnx.Rngs(0), remat=remat), models.embedding)  # type: ignore[arg-type]
+
+
+def _read_only(shape: DecoderConfig, config: PlanConfig, mesh: Mesh) -> Any:
+  model = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0), dtype=jnp.dtype(config.dtype)))
+  return _on_mesh(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, FILE_DTYPE), model), mesh)
+
+
+def _contexts(config: PlanConfig, mesh: Mesh, examples: int, k: int, accumulate: int = 1) -> ParallelContextBatch:
+  """Shapes of a batch of examples with k passages each, packed if the run packs."""
+  length = row_tokens(config)
+  rows = _up(rows_needed(config, examples, k), row_shards(mesh) * accumulate)
+  if config.pack_tokens is None:
+    room = config.prompt.max_answer_tokens
+  else:  # as Packing has it: the longest answer beside those of an average row
+    room = _up(config.prompt.max_answer_tokens + config.answer_tokens * length // config.prompt_tokens, 4)
+  whole, answer = _rows(mesh, (rows, length)), _rows(mesh, (rows, room))
+  return ParallelContextBatch(whole, whole, whole, answer, answer, answer, _rows(mesh, (examples, k), jnp.bool_))
+
+
+def _keys(config: PlanConfig) -> float:
+  """Keys a token reads on average: half of its own prompt."""
+  return config.prompt_tokens / 2
+
+
+def _length(tokens: int, models: Models) -> int:
+  return min(models.embedding.max_tokens, _up(tokens, ROW_MULTIPLE))
+
+
+def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh))
+
+
+def _on_mesh(tree: Any, mesh: Mesh) -> Any:
+  return jax.tree.map(_placed, tree, parameter_shardings(tree, mesh))
+
+
+def _placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _up(number: int, multiple: int) -> int:
+  return -(-number // multiple) * multiple
+
+
+def chip_bytes(tree: Any) -> float:
+  """Bytes of a tree on one chip, without the padding of tiles."""
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
