@@ -71,7 +71,9 @@ def slice_named(name: str) -> Slice:
   kind, _, shape = name.partition(":")
   if kind in CHIPS and shape in SHAPES[kind]:
     return Slice(name, CHIPS[kind], _count(shape))
-  raise UserError(f"topology {name!r} is not one of {', '.join(CHIPS)}; the nearest is {_nearest(kind, shape)}")
+  raise UserError(
+    f"no slice {name!r} of {', '.join(CHIPS)} can be rented; the nearest that can is {_nearest(kind, shape)}"
+  )
 
 
 def slices(kind: str) -> list[Slice]:
@@ -84,10 +86,13 @@ def _count(shape: str) -> int:
 
 
 def _nearest(kind: str, shape: str) -> str:
-  kind = kind if kind in CHIPS else (difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.0) or ["v5e"])[0]
+  if not shape:  # the names of accelerator types: v5litepod-16, v6e-64
+    kind, _, shape = kind.replace("v5lite", "v5e").partition("-")
+  alike = difflib.get_close_matches(kind, CHIPS, n=1) or ["v5e"]
+  kind = next((known for known in CHIPS if kind.startswith(known)), alike[0])
   sizes = [n for n in shape.split("x") if n.isdigit() and int(n)]
   wanted = math.log(math.prod(map(int, sizes))) if sizes else math.log(16)
-  # Of one number of chips, the shape spelt most alike.
+  # Nearest in the number of chips, and then the shape spelt most alike.
   best = min(
     SHAPES[kind],
     key=lambda s: (abs(math.log(_count(s)) - wanted), -difflib.SequenceMatcher(None, s, shape).ratio()),

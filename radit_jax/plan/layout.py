@@ -64,13 +64,15 @@ def describe(mesh: Mesh) -> str:
 
 
 def _first(config: PlanConfig, models: Models, of: Slice) -> MeshConfig | None:
+  """The fewest chips along `tensor` for which everything divides, with full batches if that can be had."""
+  working = []
   tensor = 1
   while tensor <= of.chips:
     mesh = MeshConfig(data=1, fsdp=of.chips // tensor, tensor=tensor)
-    if of.chips % tensor == 0 and _misfit(config, models, of, mesh) is None and not _wasteful(config, mesh):
-      return mesh
+    if of.chips % tensor == 0 and _misfit(config, models, of, mesh) is None:
+      working.append(mesh)
     tensor *= 2
-  return None
+  return next((mesh for mesh in working if not _wasteful(config, mesh)), working[-1] if working else None)
 
 
 def _wasteful(config: PlanConfig, mesh: MeshConfig) -> bool:
