@@ -33,7 +33,7 @@ config = functools.partial(
   generator_tuning=TuningConfig(
     optimizer=OptimizerConfig(peak_lr=1e-5, floor_lr=1e-7, warmup_steps=200),
     loop=LoopConfig(steps=500, batch_size=128, evaluate_every=100),
-    remat=True,
+    remat="full",
   ),
   retriever_tuning=TuningConfig(
     optimizer=OptimizerConfig(peak_lr=1e-5, floor_lr=1e-7, warmup_steps=1237, weight_decay=0.01),

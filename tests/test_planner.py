@@ -25,7 +25,7 @@ LLAMA, DRAGON = "meta-llama/Llama-2-7b-hf", "facebook/dragon-plus-query-encoder"
 GIVEN = {"topology": "v5e:4x4", "generator": LLAMA, "encoder": DRAGON}
 PAPER = {
   "pack_tokens": 2048,
-  "generator_tuning": TuningConfig(loop=LoopConfig(steps=500, batch_size=128), remat=True),
+  "generator_tuning": TuningConfig(loop=LoopConfig(steps=500, batch_size=128), remat="full"),
   "retriever_tuning": TuningConfig(loop=LoopConfig(batch_size=512)),
 }
 CONFIGS = [name for name in cli.shipped_configs() if name not in ("own_data", "squad_small")]
@@ -328,11 +328,13 @@ def test_what_does_not_fit_has_no_price_and_says_what_would(mesh8):
   of = dataclasses.replace(of, programs=(measured("RALT step", together_bytes=20 * 2.0**30), *of.programs[1:]))
   stages = bill.stages(of)
   assert [s.money is None for s in stages] == [False, False, True, False, False, False, True]
-  help_ = [survey.Remedy("RALT step", "--generator-tuning.remat", 9 * 2.0**30)]
+  help_ = [survey.Remedy("RALT step", "--generator-tuning.remat full", 9 * 2.0**30)]
   result = verb.PlanResult(of, stages, help_, [])
   assert result.failed
   text = result.summary()
-  assert "RALT step: 20.00 GiB a chip, which has 15.75; what would:\n    --generator-tuning.remat  (9.00 GiB)" in text
+  assert (
+    "RALT step: 20.00 GiB a chip, which has 15.75; what would:\n    --generator-tuning.remat full  (9.00 GiB)" in text
+  )
   assert "\nfits" not in text
   read = json.loads(
     dataclasses.replace(
@@ -361,13 +363,14 @@ def test_changes_are_the_runs_own_options_smallest_first(mesh8):
   of = dataclasses.replace(of, of=chips.slice_named("v5e:2x4"))
   asked = [change for _, change, _ in survey._changes(of, models(of.config), "RALT step")]
   assert asked == [
-    "--generator-tuning.remat",
-    "--generator-tuning.remat --generator-tuning.loop.accumulate 2",
-    "--generator-tuning.remat --generator-tuning.loop.accumulate 4",
-    "--generator-tuning.remat --generator-tuning.loop.accumulate 8",
+    "--generator-tuning.remat dots",
+    "--generator-tuning.remat full",
+    "--generator-tuning.remat full --generator-tuning.loop.accumulate 2",
+    "--generator-tuning.remat full --generator-tuning.loop.accumulate 4",
+    "--generator-tuning.remat full --generator-tuning.loop.accumulate 8",
     "--topology v5e:4x4",
     "--topology v5e:4x8",
-    "--generator-tuning.remat --generator-tuning.lora.rank 16",
+    "--generator-tuning.remat full --generator-tuning.lora.rank 16",
   ]
   asked = [change for _, change, _ in survey._changes(of, models(of.config), "scoring")]
   assert asked[:3] == ["--score-batch-size 16", "--score-batch-size 8", "--score-batch-size 4"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from radit_jax.config import LoraConfig, PlanConfig, TuningConfig
+from radit_jax.config import PlanConfig, Remat, TuningConfig
 from radit_jax.inference.decode import greedy_decode, prefill, score_candidates
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
@@ -24,11 +24,11 @@ from radit_jax.retrieval.embed import encode_batch
 from radit_jax.sharding import parameter_shardings, row_sharding, row_shards
 from radit_jax.training.step import (
   Objective,
-  TrainState,
   combine,
   lsr_objective,
   make_optimizer,
   microbatches,
+  new_state,
   partition,
   ralt_objective,
   score_step,
@@ -201,38 +201,36 @@ def _tuning(
   mesh: Mesh,
 ) -> Program:
   optimizer = make_optimizer(tuning.optimizer, tuning.loop.steps or 1000)
-  trained, frozen = partition(nnx.eval_shape(lambda: _for_tuning(model, tuning.lora)))
+  trained, frozen = partition(nnx.eval_shape(lambda: _for_tuning(model, tuning)))
 
-  def state(trained: Any) -> TrainState:
-    return TrainState(trained, optimizer.init(trained), jnp.zeros((), jnp.int32))
-
-  whole_state = _on_mesh(jax.eval_shape(state, trained), mesh)
+  state = _on_mesh(jax.eval_shape(functools.partial(new_state, optimizer=optimizer), trained), mesh)
   frozen = _on_mesh(frozen, mesh)
-  passes = 3 if tuning.remat else 2
+  passes = 2 if tuning.remat == "none" else 3
 
   def compiled() -> Any:
     update, parts = optimizer.update, tuning.loop.accumulate
-    return train_step.lower(whole_state, frozen, batch, objective=objective, update=update, accumulate=parts).compile()
+    return train_step.lower(state, frozen, batch, objective=objective, update=update, accumulate=parts).compile()
 
   return Program(
     name,
     compiled,
-    (whole_state.model, frozen),
-    whole_state.optimizer_state,
+    (state.model, frozen),
+    state.optimizer_state,
     forward_flops * (flops.ADAPTED if tuning.lora.rank else flops.TRAINED),
     passes * tuning.loop.accumulate,
     tokens,
     activations_bytes=_kept_bytes(trained, frozen, batch, objective, tuning.loop.accumulate, mesh),
-    update_bytes=2.0 * (chip_bytes(whole_state.optimizer_state) + chip_bytes(whole_state.model)),
+    update_bytes=2.0 * (chip_bytes(state.optimizer_state) + chip_bytes(state.model)),
   )
 
 
-def _for_tuning(model: Callable[[], Any], lora: LoraConfig) -> Any:
-  """As ``radit_jax.verbs.tuning.load_for_tuning`` makes it: float32 masters, or a frozen base in the files' type."""
-  made = model()
+def _for_tuning(model: Callable[[], Any], tuning: TuningConfig) -> Any:
+  """As ``radit_jax.verbs.tuning.load_for_tuning`` makes it: masters of their type, or a frozen base in the files'."""
+  made, lora = model(), tuning.lora
+  held = FILE_DTYPE if lora.rank else tuning.optimizer.master_dtype
+  base = jax.tree.map(lambda x: x.astype(held), made)
   if not lora.rank:
-    return made
-  base = jax.tree.map(lambda x: x.astype(FILE_DTYPE), made)
+    return base
   return add_lora(base if lora.base == "float" else quantize_base(base, lora.base), lora, rngs=nnx.Rngs(1))
 
 
@@ -255,7 +253,7 @@ def _kept_bytes(trained: Any, frozen: Any, batch: Any, objective: Objective, acc
   return total / row_shards(mesh)
 
 
-def _encoder(models: Models, *, remat: bool = False) -> TextEncoder:
+def _encoder(models: Models, *, remat: Remat = "none") -> TextEncoder:
   body = models.encoder
   kind = Bert if isinstance(body, BertConfig) else Decoder
   return TextEncoder(kind(body, rngs=nnx.Rngs(0), remat=remat), models.embedding)  # type: ignore[arg-type]

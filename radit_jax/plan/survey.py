@@ -122,10 +122,11 @@ def _changes(of: Survey, models: Models, name: str) -> Iterator[tuple[str, str, 
   if name in ("RALT step", "LSR step"):
     field = "generator_tuning" if name == "RALT step" else "retriever_tuning"
     option, tuning = "--" + field.replace("_", "-"), getattr(config, field)
-    if not tuning.remat:
-      tuning = dataclasses.replace(tuning, remat=True)
-      yield "remat", f"{option}.remat", dataclasses.replace(config, **{field: tuning})
-    remat = "" if getattr(config, field).remat else f"{option}.remat "
+    remat = "" if tuning.remat == "full" else f"{option}.remat full "
+    if remat:
+      for kept in ("dots", "full") if tuning.remat == "none" else ("full",):
+        tuning = dataclasses.replace(tuning, remat=kept)
+        yield "remat", f"{option}.remat {kept}", dataclasses.replace(config, **{field: tuning})
     parts = tuning.loop.accumulate * 2
     while parts * shards <= tuning.loop.batch_size:
       if tuning.loop.batch_size % (parts * shards) == 0:
@@ -186,18 +187,23 @@ def smallest(config: PlanConfig, models: Models, *, progress: Progress = silent)
 
 
 def _short(one: Slice, program: Measured, config: PlanConfig) -> str:
-  remat = " with remat" if config.generator_tuning.remat else ""
-  return f"{one.name}: {program.name}{remat} needs {program.together_bytes / chips.GIB:.1f} GiB a chip"
+  needed, remat = program.together_bytes / chips.GIB, config.generator_tuning.remat
+  return f"{one.name}: {program.name} with remat {remat} needs {needed:.1f} GiB a chip"
 
 
 def _with_remat(config: PlanConfig) -> Iterator[PlanConfig]:
+  tuning = config.generator_tuning
   yield config
-  if not config.generator_tuning.remat:
-    yield dataclasses.replace(config, generator_tuning=dataclasses.replace(config.generator_tuning, remat=True))
+  if tuning.remat != "full":
+    yield dataclasses.replace(config, generator_tuning=dataclasses.replace(tuning, remat="full"))
 
 
 def _least_bytes(config: PlanConfig, models: Models) -> float:
   """Of weights, and of moments if all of them are trained: float32 and twice that, else what files hold or less."""
   lora = config.generator_tuning.lora
-  each = 12.0 if not lora.rank else {"float": 2.0, "int8": 1.0, "nf4": 0.5}[lora.base]
+  each = (
+    (12.0 if config.generator_tuning.optimizer.master_dtype == "float32" else 10.0)
+    if not lora.rank
+    else {"float": 2.0, "int8": 1.0, "nf4": 0.5}[lora.base]
+  )
   return each * flops.all_parameters(models.generator)

@@ -15,7 +15,7 @@ def as_text(of: Survey, bill: Sequence[Stage], remedies: Sequence[Remedy], tried
   parts = [
     f"{config.generator} with {config.encoder}",
     f"{of.of.name}, {of.of.chips} chips of {chip.hbm_bytes / GIB:.2f} GiB; {layout.describe(of.mesh)}"
-    + ("; --generator-tuning.remat" if config.generator_tuning.remat else ""),
+    f"; --generator-tuning.remat {config.generator_tuning.remat}",
     "",
     _memory(of.programs),
     "",
