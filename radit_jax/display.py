@@ -1,6 +1,7 @@
 """What a person sees on stderr while a verb runs: progress, and silence of the libraries underneath."""
 
 import collections
+import glob
 import logging
 import os
 import sys
@@ -21,10 +22,16 @@ def quiet_libraries() -> None:
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
+    # Where the TPU compiler is installed and no TPU is, it complains that it was not told these.
+    **({} if _has_tpu() else {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}),
   }.items():
     os.environ.setdefault(name, value)
   for name in ("absl", "orbax", "tensorflow_datasets", "grain"):
     logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _has_tpu() -> bool:
+  return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
 def duration(seconds: float) -> str:

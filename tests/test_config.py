@@ -28,6 +28,7 @@ GIVEN = {
   "retrieved": "r",
   "dev_retrieved": "d",
   "what": "batch",
+  "topology": "v5e:2x2",
   "scores": "s",
   "dev_scores": "t",
 }
