@@ -1,4 +1,6 @@
-"""`radit run --config llama2_13b --corpus ... --questions ... --workdir D`: Llama 2 13B. First `radit plan --config llama2_13b`.
+"""`radit run --config llama2_13b --corpus ... --questions ... --workdir D`: Llama 2 13B.
+
+Ask first whether it fits: `radit plan --config llama2_13b`.
 
 The paper's settings: k̃ = 3, rows packed to 2,048 tokens, 128 rows a step (256 examples of three prompts of 320 tokens
 fill 120), 500 steps. Fits v5e:8x8, 64 chips.

@@ -1,4 +1,6 @@
-"""`radit run --config llama2_7b --corpus ... --questions ... --workdir D`: Llama 2 7B. First `radit plan --config llama2_7b`.
+"""`radit run --config llama2_7b --corpus ... --questions ... --workdir D`: Llama 2 7B.
+
+Ask first whether it fits: `radit plan --config llama2_7b`.
 
 The paper's settings: k̃ = 3, rows packed to 2,048 tokens, 64 rows a step (128 examples of three prompts of 320 tokens
 fill 60), 500 steps; the retriever is DRAGON+, 512 questions a step, one epoch. Fits v5e:4x4, 16 chips.

@@ -1,4 +1,6 @@
-"""`radit run --config llama_65b --corpus ... --questions ... --workdir D`: LLaMA 65B. First `radit plan --config llama_65b`.
+"""`radit run --config llama_65b --corpus ... --questions ... --workdir D`: LLaMA 65B.
+
+Ask first whether it fits: `radit plan --config llama_65b`.
 
 The paper's settings: k̃ = 3, rows packed to 2,048 tokens, 128 rows a step (256 examples of three prompts of 320 tokens
 fill 120), 500 steps. Fits v5e:16x16, 256 chips. On v5e:8x8 scoring fits, and tuning by LoRA:

@@ -1,4 +1,6 @@
-"""`radit run --config qwen3_8b --corpus ... --questions ... --workdir D`: Qwen3 8B. First `radit plan --config qwen3_8b`.
+"""`radit run --config qwen3_8b --corpus ... --questions ... --workdir D`: Qwen3 8B.
+
+Ask first whether it fits: `radit plan --config qwen3_8b`.
 
 The paper's settings for its 7B: k̃ = 3, rows packed to 2,048 tokens, 64 rows a step (128 examples of three prompts of
 320 tokens fill 60), 500 steps. Fits v5e:8x8, 64 chips.
