@@ -1,6 +1,7 @@
 """Shapes of models by name, so that a plan needs neither weights nor network; any other from its `config.json`."""
 
 import pathlib
+from collections.abc import Iterable
 
 from radit_jax.config import EmbeddingOptions
 from radit_jax.errors import UserError
@@ -101,7 +102,7 @@ def encoder_shape(name: str, options: EmbeddingOptions) -> tuple[BertConfig | De
   return ENCODERS[name]
 
 
-def _unknown(name: str, known: dict[str, object] | dict[str, DecoderConfig]) -> UserError:  # type: ignore[type-arg]
+def _unknown(name: str, known: Iterable[str]) -> UserError:
   return UserError(
     f"{name}: no such directory, and no model whose shape is known ({', '.join(known)}); put its config.json into a "
     "directory and name that"
