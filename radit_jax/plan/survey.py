@@ -96,7 +96,7 @@ def _programs(config: PlanConfig, models: Models, mesh: Mesh, names: tuple[str, 
 
 def remedies(of: Survey, models: Models, *, progress: Progress = silent) -> list[Remedy]:
   """For each program that does not fit: the changes that would help, each compiled before it is named."""
-  found = []
+  found: list[Remedy] = []
   for program in of.programs:
     if program.fits:
       continue
