@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 from radit_jax import cli
+from radit_jax.collectives import Collective, collectives
 from radit_jax.config import LoopConfig, LoraConfig, MeshConfig, PlanConfig, PromptConfig, RunConfig, TuningConfig
 from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert
 from radit_jax.models.decoder import Decoder
 from radit_jax.plan import bill, chips, flops, layout, survey, tables
-from radit_jax.plan.hlo import Collective, collectives
 from radit_jax.plan.measure import Measured, exhausted_bytes
 from radit_jax.plan.programs import Models
 from radit_jax.plan.shapes import ENCODERS, GENERATORS, encoder_shape, generator_shape

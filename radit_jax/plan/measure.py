@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from radit_jax.collectives import Collective, collectives
 from radit_jax.plan.chips import GIB, Slice
-from radit_jax.plan.hlo import Collective, collectives
 from radit_jax.plan.programs import Program, chip_bytes
 
 
