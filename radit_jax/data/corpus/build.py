@@ -113,13 +113,14 @@ class Build:
     self._block_bytes, self._shard_bytes, self._partition = block_bytes, shard_bytes, partition
     self._scanned: list[Scanned] = []
     self._total = 0
+    self._merged: Merged | None = None
     self._created = [p for p in (self.path.parent, *self.path.parent.parents) if not p.exists()]
 
   def scan(self, progress: Progress = silent) -> None:
     """Reads the corpus, or what is left of it.
 
     Raises:
-      UserError: no such file, a bad document under "strict", or no good one.
+      UserError: no such file, a bad document or two with one id under "strict", or no good one.
     """
     total = sum(f.stat().st_size for f in formats.files_of(self.corpus, self.format))
     self._open()
@@ -140,10 +141,16 @@ class Build:
       self.titles = scanned.titles | self.titles
       self.texts = scanned.texts | self.texts
       self._scanned.append(dataclasses.replace(scanned, skipped=Skipped(), titles={}, texts={}))
-      progress("corpus", min(done[index], total - 1), total, "bytes")
+      if index:  # what is over at once needs no bar, and an error in it comes alone
+        progress("corpus", min(done[index], total - 1), total, "bytes")
     self._total = total
     if not sum(s.documents for s in self._scanned):
       raise formats.no_documents(self.corpus, self.skipped.total())
+    out = self.work / "store"
+    out.mkdir(exist_ok=True)
+    pieces, documents = ([getattr(s, name) for s in self._scanned] for name in ("pieces", "documents"))
+    self._merged = merge(self.work, out, pieces, documents, partition=self._partition)
+    self._say_repeated(self._merged)
 
   def _open(self) -> None:
     recipe = self.work / _RECIPE
@@ -158,9 +165,6 @@ class Build:
     Args:
       manifest: what the passages were made from.
       progress: told of the shards.
-
-    Raises:
-      UserError: two documents with one id, under "strict".
     """
     from radit_jax.data import builders
 
@@ -168,8 +172,8 @@ class Build:
     out = self.work / "store"
     (out / SHARD).parent.mkdir(parents=True, exist_ok=True)
     pieces = [s.pieces for s in self._scanned]
-    merged = merge(self.work, out, pieces, [s.documents for s in self._scanned], partition=self._partition)
-    self._say_repeated(merged)
+    merged = self._merged
+    assert merged is not None
     shards = self._shards(merged)
     tasks = [
       (out / SHARD.format(n, len(shards)), [(i, starts[0], starts[1]) for i, starts in shard])
