@@ -5,6 +5,7 @@ E embedding width.
 """
 
 import dataclasses
+import math
 from typing import Any, Protocol
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 # Answer tokens whose logits exist at once: 1,024 x 128k x 4 bytes is 0.5 GiB over all devices, where the logits of all
-# tokens of 64 rows of 2,048 would be 62 GiB. Up to this many, one product without recomputation.
+# tokens of 64 rows of 2,048 would be 62 GiB. Up to this many, one product without recomputation. As many again for each
+# 8 parts that rows are split into, so that each device has a matrix to multiply.
 HEAD_CHUNK_TOKENS = 1024
 
 
@@ -142,7 +144,9 @@ def _token_log_probs(
       return picked - jax.nn.logsumexp(logits, axis=-1)
 
   rows, answers = targets.shape
-  size = max(1, HEAD_CHUNK_TOKENS // rows)
+  mesh = jax.sharding.get_abstract_mesh()
+  shards = math.prod(mesh.shape[axis] for axis in row_axes() or ())
+  size = max(1, HEAD_CHUNK_TOKENS * max(1, shards // 8) // rows)
   if answers <= size:
     return chunk(hidden, targets)
   count = -(-answers // size)
