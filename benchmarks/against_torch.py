@@ -38,9 +38,8 @@ from radit_jax.data.prompts import Rendered
 from radit_jax.display import quiet_libraries
 from radit_jax.models.pretrained import load_generator, save_generator
 from radit_jax.process import keep_heap
-from radit_jax.training.step import init_state, learning_rate, make_optimizer, ralt_objective, train_step
+from radit_jax.training.step import init_state, learning_rate, make_optimizer, ralt_objective, score_step, train_step
 from radit_jax.verbs import tuning
-from radit_jax.verbs.score import _forward
 
 #: Contestants must agree to this relative difference.
 TOLERANCE = 1e-4
@@ -166,7 +165,7 @@ class Ours:
     start = time.perf_counter()
     ids, rows = self._batches[batch]
     with jax.set_mesh(self._mesh):
-      values, _, _ = map(np.asarray, _forward(self._generator, sharding.place_rows(rows, self._mesh)))
+      values, _, _ = map(np.asarray, score_step(self._generator, sharding.place_rows(rows, self._mesh)))
     self._note_first("score", batch, start)
     mask = rows.context_mask
     return {(ids[b], int(j)): float(values[b, j]) for b in range(len(ids)) for j in np.flatnonzero(mask[b])}

@@ -13,11 +13,11 @@ from flax import nnx
 
 from radit_jax.config import MeshConfig, PromptConfig
 from radit_jax.data.batches import RowLengths, row_lengths
-from radit_jax.data.corpus import PassageStore, write_passages
+from radit_jax.data.corpus import PassageStore, read_corpus, write_passages
 from radit_jax.data.examples import RetrievedExample, RetrievedStore, write_retrieved
 from radit_jax.data.plan import sample
 from radit_jax.data.prompts import Prompt
-from radit_jax.data.sources import read_corpus, read_examples
+from radit_jax.data.sources import read_examples
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.pretrained import save_generator
 from radit_jax.quickstart.parts import train_tokenizer

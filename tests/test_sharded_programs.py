@@ -20,8 +20,7 @@ from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 from radit_jax.models.lora import add_lora
 from radit_jax.parallel_context import LSRBatch, ParallelContextBatch
 from radit_jax.retrieval import embed
-from radit_jax.training.step import init_state, lsr_objective, ralt_objective, train_step
-from radit_jax.verbs import score
+from radit_jax.training.step import init_state, lsr_objective, ralt_objective, score_step, train_step
 
 # Widths are powers of two and rows multiples of three, so that sizes tell activations from parameters.
 ROWS, TOKENS, ANSWERS, WIDTH, VOCAB, K = 24, 10, 7, 32, 128, 3
@@ -123,7 +122,7 @@ def scoring(mesh):
   generator = jax.device_put(model("tied"), sharding.parameter_shardings(model("tied"), mesh))
   with jax.set_mesh(mesh):
     batch = sharding.place_rows(packed(np.random.default_rng(1)), mesh)
-    compiled = score._forward.lower(generator, batch).compile()
+    compiled = score_step.lower(generator, batch).compile()
     return Run(compiled(generator, batch), compiled.as_text())
 
 
@@ -139,8 +138,8 @@ def encoding(mesh):
     return compiled(*arguments)
 
   with pytest.MonkeyPatch.context() as patch:
-    watched.real = embed._encode
-    patch.setattr(embed, "_encode", watched)
+    watched.real = embed.encode_batch
+    patch.setattr(embed, "encode_batch", watched)
     no_padding = types.SimpleNamespace(pad_token_id=0)
     out = embed._encode_all(
       encoder, no_padding, ids, TOKENS, ROWS, mesh, lambda done: None, first_row=0, what="passage row"
