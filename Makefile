@@ -14,4 +14,4 @@ types:
 
 # Doctests too: pyproject.toml sets --doctest-modules.
 test:
-	pytest
+	pytest -n 2 --dist loadfile

@@ -138,7 +138,12 @@ def test_something_else_in_the_place_of_an_input_is_named(workplace, capsys, ver
   root, good = workplace
   (root / "empty").mkdir()
   for other in (root / "empty", root / "questions.jsonl", root / "split"):
-    if (option, other.name) in (("corpus", "questions.jsonl"), ("questions", "questions.jsonl")):
+    # Lines of questions are read from a file or from every such file of a folder, which is what `split` is.
+    if (option, other.name) in (
+      ("corpus", "questions.jsonl"),
+      ("questions", "questions.jsonl"),
+      ("questions", "split"),
+    ):
       continue
     line = refused(capsys, root, verb, changed(good[verb], **{option: other}, **new_place(root, verb)))
     # An index is asked first whose encoder this is, and that it is any at all is found after that.
@@ -269,7 +274,7 @@ def test_a_bad_line_is_named(workplace, capsys, verb, name, content, message):
   assert message in refused(capsys, root, verb, changed(good[verb], **new_place(root, verb)))
 
 
-@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v not in ("ask", "inspect")])
+@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v not in ("ask", "inspect", "plan")])
 def test_an_output_below_a_file_is_named(workplace, capsys, verb):
   """Found before anything is computed or, where that is cheap, when it is written."""
   root, good = workplace

@@ -23,7 +23,13 @@ from radit_jax.verbs.export import export
 from radit_jax.verbs.train_generator import train_generator
 from radit_jax.verbs.train_retriever import train_retriever
 
-ACCEPTED = {("train-generator", "workdir"), ("train-retriever", "workdir"), ("export", "out"), ("ask", "question")}
+ACCEPTED = {
+  ("train-generator", "workdir"),
+  ("train-retriever", "workdir"),
+  ("export", "out"),
+  ("ask", "question"),
+  ("plan", "topology"),
+}
 
 
 def text_options() -> list[tuple[str, str]]:
@@ -85,7 +91,7 @@ def contents(root: str | pathlib.Path) -> dict[str, bytes]:
 def test_an_option_that_cannot_be_in_a_bucket_says_so(verb, name, capsys):
   config = cli.VERBS[verb][2]
   needed = [f.name for f in dataclasses.fields(config) if f.default is dataclasses.MISSING and f.name != "what"]
-  values = dict.fromkeys(needed, "y") | {name: "gs://b/x"}
+  values = dict.fromkeys(needed, "y") | ({"topology": "v5e:2x4"} if verb == "plan" else {}) | {name: "gs://b/x"}
   args = [part for n, value in values.items() for part in (f"--{n.replace('_', '-')}", value)]
   assert cli.main([verb, *(["--what", "batch"] if verb == "inspect" else []), *args]) == 2
   error = capsys.readouterr().err

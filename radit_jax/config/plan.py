@@ -12,6 +12,7 @@ from radit_jax.config.shared import (
   PromptConfig,
   above,
   at_least,
+  local_paths,
 )
 from radit_jax.errors import UserError
 
@@ -79,6 +80,7 @@ class PlanConfig:
   evaluation_questions: int = 50_000
 
   def __post_init__(self) -> None:
+    local_paths(self)
     for name in ("k", "k_train", "pack_tokens", "encode_batch_size", "score_batch_size", "answer_batch_size"):
       at_least(self, name, 1)
     for name in ("corpus_passages", "passage_tokens", "query_tokens", "prompt_tokens", "answer_tokens"):
