@@ -226,7 +226,7 @@ def write_file(file: pathlib.Path | None, tensors: Mapping[str, Readable]) -> No
     at = end
   raw = json.dumps(header, separators=(",", ":")).encode()
   raw += b" " * (-len(raw) % 8)
-  with open(os.devnull if file is None else file, "wb") as f:
+  with (file or pathlib.Path(os.devnull)).open("wb") as f:
     f.write(len(raw).to_bytes(8, "little") + raw)
     for name in order:
       f.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8).data)
