@@ -120,7 +120,7 @@ def main(config: Config) -> None:
       rows = [(ends[0] + row + ends[1])[-config.max_tokens :] for row in ids]
       yield tuple(f"text-{i}" for i in drawn), text_to_batch(rows, config.max_tokens)
 
-  write_first_batch(f"{config.out}.run", batches, tokenizer)
+  write_first_batch(f"{config.out}.run", lambda: next(batches(0)), tokenizer)
   with Display() as progress:
     trained = train(
       generator,
