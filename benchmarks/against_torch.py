@@ -285,7 +285,7 @@ def _fastest_strong(
       side.score(batch)
       warm = clock(lambda s=side: s.figures(batch))
       train, score = clock(lambda s=side: s.figures(batch)), clock(lambda s=side: s.score(batch))
-      note = f", compiled ({warm - train:.0f} s to compile)" if compiled else ""
+      note = f", compiled ({max(warm - train, 0.0):.0f} s to compile)" if compiled else ""
       tried.append(f"groups of {rows}{note}: {tokens / train:.0f} and {tokens / score:.0f}")
       if best is None or train + score < best[0]:
         best = train + score, side
