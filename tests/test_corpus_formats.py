@@ -277,7 +277,7 @@ def test_tfds_runs_no_code_of_others(tmp_path):
     .replace("tensorflow_datasets.core.features.text_feature.Text", "antigravity.Text", 1)
   )
   (path / "features.json").write_text(features)
-  with pytest.raises(UserError, match=r"features\.json: names the class 'antigravity\.Text'"):
+  with pytest.raises(UserError, match=r"features\.json names the class 'antigravity\.Text'"):
     list(read_corpus(path, format="tfds"))
 
 

@@ -126,39 +126,49 @@ def finish(builder: type[_Builder], directory: pathlib.Path, shard_rows: Sequenc
   b.info.write_to_directory(b.data_path)
 
 
-def read_prepared(directory: pathlib.Path) -> Any:
-  """Rows of a data set that TFDS has prepared in ArrayRecord: its split "train", or its only one.
+def read_prepared(directory: pathlib.Path, split: str | None = None) -> tuple[str, Any]:
+  """A split of a data set that TFDS has prepared in ArrayRecord, and its name; read without TensorFlow.
+
+  Args:
+    directory: the prepared folder.
+    split: None for "train", or for the only one.
 
   Raises:
-    UserError: no such data set, one that wants code of others to be read, or one in another file format.
+    UserError: no such data set, one that wants code of others to be read, another file format, or no such split.
   """
-  features = files.read_json(directory / "features.json")
-  for name in _class_names(features):
-    if not name.startswith("tensorflow_datasets."):  # TFDS would import it, and so run it
-      raise UserError(f"{directory / 'features.json'}: names the class {name!r}, which is not one of TFDS")
+  _check_classes(directory / "features.json")
   try:
-    builder = tfds.builder_from_directory(directory)
-    splits = builder.info.splits
-    name = "train" if "train" in splits else next(iter(splits))
-    if len(splits) > 1 and name != "train":
-      raise UserError(f"{directory}: splits {', '.join(splits)}, and none is called 'train'")
-    return builder.as_data_source(split=name)
-  except (NotImplementedError, StopIteration, ValueError, KeyError, FileNotFoundError) as e:
-    if isinstance(e, UserError):
-      raise
+    builder = tfds.builder_from_directory(str(directory))
+    names = sorted(builder.info.splits)
+    wanted = split or ("train" if len(names) != 1 else names[0])
+    if wanted not in names:
+      raise UserError(f"{directory}: no split {wanted!r}, has {', '.join(names) or 'none'}")
+    source = builder.as_data_source(split=wanted)
+    len(source)  # what is wrong with its files is said here
+    return wanted, source
+  except UserError:
+    raise
+  except Exception as e:  # TFDS raises what it likes; none of it is the caller's traceback
     message = " ".join(str(e).split())[:200]
-    raise UserError(f"{directory}: not a data set that TFDS prepared with file_format=array_record ({message})") from e
+    raise UserError(f"{directory}: no folder that TFDS can read in ArrayRecord form ({message})") from None
 
 
-def _class_names(value: Any) -> Iterator[str]:
-  if isinstance(value, dict):
-    if isinstance(name := value.get("pythonClassName"), str):
-      yield name
-    for inner in value.values():
-      yield from _class_names(inner)
-  elif isinstance(value, list):
-    for inner in value:
-      yield from _class_names(inner)
+def _check_classes(features: pathlib.Path) -> None:
+  """TFDS imports whatever classes this file names: only its own features are let through."""
+  names: list[str] = []
+
+  def collect(value: Any) -> None:
+    if isinstance(value, dict):
+      names.extend(v for k, v in value.items() if k in ("pythonClassName", "type") and isinstance(v, str))
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+      collect(inner)
+
+  collect(files.read_json(features))
+  for name in names:
+    if "." in name and not name.startswith("tensorflow_datasets.core.features."):
+      raise UserError(
+        f"{features.parent}: features.json names the class {name!r}, which is none of TFDS's own features"
+      )
 
 
 def read(builder: type[_Builder], directory: pathlib.Path) -> Any:

@@ -343,7 +343,7 @@ def _tfds_files(root: pathlib.Path) -> list[pathlib.Path]:
 def _tfds_source(path: str) -> Any:
   from radit_jax.data import builders
 
-  return builders.read_prepared(pathlib.Path(path))
+  return builders.read_prepared(pathlib.Path(path))[1]
 
 
 def _tfds_rows(block: Block) -> Iterator[Read]:

@@ -106,22 +106,10 @@ def prepared_records(path: pathlib.Path, split: str | None) -> Iterator[Located]
     UserError: not such a folder, another file format, or no such split (those there are named).
   """
   import numpy as np
-  import tensorflow_datasets as tfds
 
-  _check_classes(path / "features.json")
-  try:
-    builder = tfds.builder_from_directory(str(path))
-    names = sorted(builder.info.splits)
-    if split is None:
-      split = "train" if "train" in names else names[0] if names else "train"
-    if split not in names:
-      raise UserError(f"{path}: no split {split!r}, has {', '.join(names) or 'none'}")
-    source = builder.as_data_source(split=split)
-    number = len(source)
-  except UserError:
-    raise
-  except Exception as e:  # TFDS raises what it likes; none of it is the caller's traceback
-    raise UserError(f"{path}: no folder that TFDS can read in ArrayRecord form ({_one_line(e)})") from None
+  from radit_jax.data import builders  # TFDS takes a second to import
+
+  split, source = builders.read_prepared(path, split)
 
   def plain(value: Any) -> Any:
     if isinstance(value, dict):
@@ -132,7 +120,7 @@ def prepared_records(path: pathlib.Path, split: str | None) -> Iterator[Located]
       return [plain(v) for v in value]
     return value.item() if isinstance(value, np.generic) else value
 
-  for i in range(number):
+  for i in range(len(source)):
     place = f"{path}#{split}[{i}]"
     try:
       record = plain(source[i])
@@ -140,24 +128,6 @@ def prepared_records(path: pathlib.Path, split: str | None) -> Iterator[Located]
       yield place, BadRecord(f"cannot be read ({_one_line(e)})", reason="cannot be read")
     else:
       yield place, (record,)
-
-
-def _check_classes(features: pathlib.Path) -> None:
-  """TFDS imports whatever classes this file names: only its own are let through."""
-  names: list[str] = []
-
-  def collect(value: Any) -> None:
-    if isinstance(value, dict):
-      names.extend(v for k, v in value.items() if k in ("pythonClassName", "type") and isinstance(v, str))
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-      collect(inner)
-
-  collect(records.read_json(features))
-  for name in names:
-    if "." in name and not name.startswith("tensorflow_datasets.core.features."):
-      raise UserError(
-        f"{features.parent}: features.json names the class {name!r}, which is none of TFDS's own features"
-      )
 
 
 def _one_line(e: Exception) -> str:
