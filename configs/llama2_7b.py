@@ -11,38 +11,11 @@ and name the directories by --encoder Q --passage-encoder C.
 
 import functools
 
-from radit_jax.config import (
-  EmbeddingOptions,
-  LoopConfig,
-  MeshConfig,
-  OptimizerConfig,
-  PlanConfig,
-  PromptConfig,
-  RunConfig,
-  TuningConfig,
-)
+from radit_jax.config import MeshConfig, PlanConfig, paper_run
 
-config = functools.partial(
-  RunConfig,
-  generator="meta-llama/Llama-2-7b-hf",
-  encoder="facebook/dragon-plus-query-encoder",
-  passage_encoder="facebook/dragon-plus-context-encoder",
-  embedding=EmbeddingOptions(pooling="cls", normalize=False),
-  dtype="bfloat16",
-  k=10,
-  k_train=3,
-  prompt=PromptConfig(max_tokens=512),
-  pack_tokens=2048,
-  generator_tuning=TuningConfig(
-    optimizer=OptimizerConfig(peak_lr=1e-5, floor_lr=1e-7, warmup_steps=200),
-    loop=LoopConfig(steps=500, batch_size=128, evaluate_every=100),
-    remat="full",
-  ),
-  retriever_tuning=TuningConfig(
-    optimizer=OptimizerConfig(peak_lr=1e-5, floor_lr=1e-7, warmup_steps=1237, weight_decay=0.01),
-    loop=LoopConfig(epochs=1, batch_size=512),
-  ),
-  lm_temperature=0.01,
+config = paper_run(
+  "meta-llama/Llama-2-7b-hf",
+  batch_size=128,
   encode_batch_size=4096,
   score_batch_size=128,
   answer_batch_size=16,

@@ -11,38 +11,11 @@ The retriever is DRAGON+: see llama2_7b.py for how its directories are made.
 
 import functools
 
-from radit_jax.config import (
-  EmbeddingOptions,
-  LoopConfig,
-  MeshConfig,
-  OptimizerConfig,
-  PlanConfig,
-  PromptConfig,
-  RunConfig,
-  TuningConfig,
-)
+from radit_jax.config import MeshConfig, PlanConfig, paper_run
 
-config = functools.partial(
-  RunConfig,
-  generator="huggyllama/llama-65b",
-  encoder="facebook/dragon-plus-query-encoder",
-  passage_encoder="facebook/dragon-plus-context-encoder",
-  embedding=EmbeddingOptions(pooling="cls", normalize=False),
-  dtype="bfloat16",
-  k=10,
-  k_train=3,
-  prompt=PromptConfig(max_tokens=512),
-  pack_tokens=2048,
-  generator_tuning=TuningConfig(
-    optimizer=OptimizerConfig(peak_lr=1e-5, floor_lr=1e-7, warmup_steps=200),
-    loop=LoopConfig(steps=500, batch_size=256, evaluate_every=100),
-    remat="full",
-  ),
-  retriever_tuning=TuningConfig(
-    optimizer=OptimizerConfig(peak_lr=1e-5, floor_lr=1e-7, warmup_steps=1237, weight_decay=0.01),
-    loop=LoopConfig(epochs=1, batch_size=512),
-  ),
-  lm_temperature=0.01,
+config = paper_run(
+  "huggyllama/llama-65b",
+  batch_size=256,
   encode_batch_size=8192,
   score_batch_size=384,
   answer_batch_size=128,

@@ -13,10 +13,15 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 from jax.sharding import Mesh
 
 from radit_jax.config import MeshConfig
 from radit_jax.sharding import make_mesh
+
+# The same cases in every run of one commit; `pytest --hypothesis-profile=default` draws new ones.
+settings.register_profile("suite", derandomize=True)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="module", autouse=True)

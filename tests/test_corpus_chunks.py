@@ -231,12 +231,18 @@ def tokenizer():
 @given(texts(), st.sampled_from(["", "Orlen", "A longer title"]), st.integers(24, 40))
 @example("word ", "A longer title", 24)
 @example("one.\n\n\n\n two.", "A longer title", 24)
+@example("… ", "A longer title", 24)
 @settings(max_examples=60, deadline=None)
 def test_tokens_are_those_of_what_the_encoder_sees(tokenizer, text, title, limit):
   count = TokenCount(tokenizer, "passage: ")
-  pieces = cut(text, Limit(limit, "tokens", count), title=title)
+  head = f"{title}\n" if title else ""
+  try:
+    pieces = cut(text, Limit(limit, "tokens", count), title=title)
+  except BadRecord:  # a character of several tokens may not fit beside a long title
+    assert max(count([head + c for c in text if not c.isspace()])) > limit
+    return
   assert "".join("".join(pieces).split()) == "".join(text.split())
-  seen = [f"{title}\n{p}" if title else p for p in pieces]
+  seen = [head + p for p in pieces]
   assert all(len(tokenizer("passage: " + s)["input_ids"]) <= limit for s in seen)
 
 

@@ -253,7 +253,7 @@ def test_a_config_serves_a_run_and_its_plan_on_the_same_mesh(name):
       assert getattr(run, field) == getattr(config, field), field
   found = layout.mesh_for(config, models(config), chips.slice_named(config.topology))
   assert (found.fsdp, found.tensor) == (run.mesh.fsdp, run.mesh.tensor)
-  assert f"Fits {config.topology}" in runpy.run_path(f"configs/{name}.py")["__doc__"].replace("\n", " ")
+  assert f"its {config.topology}" in runpy.run_path(f"configs/{name}.py")["__doc__"].replace("\n", " ")
 
 
 def test_options_of_a_plan_win_over_the_file_and_the_runs_mesh_is_left(tmp_path):

@@ -1,5 +1,6 @@
 """Every option of every verb: frozen dataclasses that check themselves when made, parsed by the command line."""
 
+from radit_jax.config.paper import paper_run
 from radit_jax.config.plan import PlanConfig
 from radit_jax.config.recipe import (
   QuickstartConfig,
@@ -78,4 +79,5 @@ __all__ = [
   "TrainRetrieverConfig",
   "TuningConfig",
   "Verify",
+  "paper_run",
 ]
