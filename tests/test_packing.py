@@ -11,7 +11,7 @@ from test_batches import K, equal, world  # noqa: F401
 
 from radit_jax import sharding
 from radit_jax.data.batches import row_lengths
-from radit_jax.data.packing import PackedPlan, Packing, fill, packed_in_order
+from radit_jax.data.packing import PackedPlan, Packing, fill, packed_in_order, tightest
 from radit_jax.data.plan import RunPlan
 from radit_jax.errors import UserError
 from radit_jax.models.decoder import Decoder, DecoderConfig
@@ -202,3 +202,13 @@ def test_the_parts_of_a_packed_step_are_whole_batches(world, lengths):  # noqa: 
   [(_, batch), *_] = world.stream(PackedPlan(packing_of(lengths), seed=0), seed=3)
   with pytest.raises((UserError, ValueError), match="microbatch"):
     check_microbatches(batch, 2)
+
+
+def test_the_tightest_rows_hold_the_same_with_less_padding():
+  """Two prompts of 220 tokens fill rows of 448; with the bound on rows, of 512, 72 tokens would stay empty."""
+  packing = Packing(np.full((8, 2), 220), np.full(8, 4), 512, batch_size=4)
+  assert tightest(packing, 16).row_tokens == 448
+  assert tightest(packing, 64).row_tokens == 448
+  assert tightest(packing, 128).row_tokens == 512  # 384 would hold one prompt
+  long = Packing(np.array([[500, 220]] * 8), np.full(8, 4), 512, batch_size=4)
+  assert tightest(long, 16).row_tokens >= 500

@@ -107,3 +107,32 @@ def test_second_run_reads_the_first_ones_programs(parts, tmp_path):
   assert third == first
   assert log.count(hit) == 0
   assert {p.name for p in kept.glob("*-cache")} == set(programs)
+
+
+# What XLA does on a CPU: large buffers, taken and given back by a thread. Prints the pages the second one had to get.
+BUFFERS = """
+import mmap, resource, sys, threading
+from radit_jax.process import keep_heap
+if sys.argv[1] == "kept":
+  keep_heap()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+  for _ in range(2):
+    before = faults()
+    buffer = bytearray(b"1") * 2**28
+    del buffer
+  print((faults() - before) * mmap.PAGESIZE)
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc, on Linux")
+def test_a_thread_gets_the_memory_it_gave_back():
+  """Without the setting a buffer of 256 MiB is new pages each time."""
+  taken = {
+    kind: int(subprocess.run([sys.executable, "-c", BUFFERS, kind], capture_output=True, check=True).stdout)
+    for kind in ("kept", "returned")
+  }
+  assert taken["kept"] < 2**20 < 2**28 <= taken["returned"] + 2**20, taken

@@ -125,6 +125,31 @@ def same_rows(batches: Sequence[PackedBatch], packing: Packing, num_rows: int) -
   return out
 
 
+def tightest(packing: Packing, multiple: int) -> Packing:
+  """The same with rows of the length that leaves least padding, down to three quarters of those given.
+
+  Prompts of 220 tokens fill rows of 448, and leave 72 of 512 empty. Looked at is what comes first in the store.
+
+  Args:
+    packing: its rows are the longest allowed.
+    multiple: of which a row's length is one.
+  """
+  head = dataclasses.replace(
+    packing,
+    each=packing.each[: _WINDOW_STEPS * packing.batch_size],
+    answers=packing.answers[: _WINDOW_STEPS * packing.batch_size],
+  )
+  longest = max(int(packing.each.max()), 3 * packing.row_tokens // 4)
+
+  def slots(row_tokens: int) -> int:
+    return row_tokens * max(
+      len(batch.rows) for batch in fill(dataclasses.replace(head, row_tokens=row_tokens), seed=None)
+    )
+
+  lengths = range(packing.row_tokens, longest - 1, -multiple)
+  return dataclasses.replace(packing, row_tokens=min(lengths, key=slots))
+
+
 def packed_in_order(packing: Packing) -> list[PackedBatch]:
   """Every example once in the order of the store, all steps of one shape: for scoring and dev losses."""
   batches = fill(packing, seed=None)

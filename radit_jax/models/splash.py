@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from radit_jax.errors import UserError
+from radit_jax.models.remat import ATTENDED
 from radit_jax.sharding import ROW_AXES, check_heads, check_rows
 
 #: The kernel reads keys in blocks of a multiple of this many.
@@ -102,6 +103,7 @@ def _kernel(heads: int, num_tokens: int, window: int | None, soft_cap: float | N
     head_shards=1,
     q_seq_shards=1,
     attn_logits_soft_cap=soft_cap,
+    residual_checkpoint_name=ATTENDED,
     interpret=interpret,
   )
   return kernel, splash.SegmentIds

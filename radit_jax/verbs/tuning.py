@@ -14,7 +14,7 @@ from jaxtyping import Int
 from radit_jax import files, hosts, runs, sharding
 from radit_jax.config import Dtype, LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.batches import RowLengths
-from radit_jax.data.packing import PackedPlan, Packing, most_segments, packed_in_order
+from radit_jax.data.packing import PackedPlan, Packing, most_segments, packed_in_order, tightest
 from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
 from radit_jax.errors import UserError
 from radit_jax.models.attention import AttentionChoice, attention_choice
@@ -107,9 +107,12 @@ def make_packed_plans(
 
 
 def packing(lengths: RowLengths, row_tokens: int, batch_size: int, mesh: Mesh, *, parts: int = 1) -> Packing:
-  """How a verb's examples are packed, see :class:`radit_jax.data.packing.Packing`."""
+  """How a verb's examples are packed, see :class:`radit_jax.data.packing.Packing`.
+
+  Rows hold up to ``row_tokens``: exactly as many on a TPU, whose attention takes large blocks of one size.
+  """
   multiple = row_multiple(jax.default_backend())
-  return Packing(
+  packing = Packing(
     lengths.each,
     lengths.answers,
     -(-row_tokens // multiple) * multiple,
@@ -117,6 +120,7 @@ def packing(lengths: RowLengths, row_tokens: int, batch_size: int, mesh: Mesh, *
     shards=sharding.row_shards(mesh),
     parts=parts,
   )
+  return packing if jax.default_backend() == "tpu" else tightest(packing, multiple)
 
 
 def check_batch(loop: LoopConfig, mesh: Mesh) -> None:
