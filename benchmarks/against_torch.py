@@ -2,23 +2,24 @@
 
     python benchmarks/against_torch.py --squad dev-v1.1.json
 
-Needs the `test` extra (torch, transformers). Four contestants take turns, a batch each, in one process:
+Needs the `test` extra (torch, transformers). The contestants take turns, a batch each, in one process:
 
 - usual: `transformers` on torch as most use it: padded batches in the order of the file, logits of every token,
 - strong: the strongest torch here: prompts sorted by length in small groups, logits of answer tokens only, no mask,
-- padded: this library's step on rows of one prompt each, as its verbs plan them,
-- packed: the same step on rows of several prompts (`--pack-tokens` of the verbs).
+- padded, packed: this library's step on rows of one prompt each, and of several (`--pack-tokens` of the verbs),
+- apart, shared: the rows of `radit score`, without and with one copy of a passage for the questions in a row.
 
-Before anything is timed all four must agree on every prompt's log-likelihood, and on loss and gradient of a batch.
+Before anything is timed all must agree on every prompt's log-likelihood, and on loss and gradient of a batch.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,12 +35,15 @@ from radit_jax.config import OptimizerConfig
 from radit_jax.data.batches import parallel_context_batches
 from radit_jax.data.packing import packed_in_order
 from radit_jax.data.plan import PlannedBatch, plan_in_order, row_multiple
+from radit_jax.data.prefixes import prompt_table, shared_batches
 from radit_jax.data.prompts import Rendered
 from radit_jax.display import quiet_libraries
 from radit_jax.models.pretrained import load_generator, save_generator
+from radit_jax.parallel_context import ParallelContextBatch
 from radit_jax.process import keep_heap
 from radit_jax.training.step import init_state, learning_rate, make_optimizer, ralt_objective, score_step, train_step
 from radit_jax.verbs import tuning
+from radit_jax.verbs.score import scoring_plan
 
 #: Contestants must agree to this relative difference.
 TOLERANCE = 1e-4
@@ -55,10 +59,11 @@ class Config:
   Attributes:
     squad: file of SQuAD 1.1.
     shape: of the generator.
-    questions: drawn from the file; an epoch is all of them once.
+    questions: drawn from the file to train on; an epoch is all of them once.
+    scored: questions to score, the first ones of the file.
     batch_size: examples of a batch, k prompts each.
     k: passages per question.
-    pack_tokens: length of packed rows.
+    pack_tokens: most tokens of packed rows.
     rounds: epochs each contestant is timed over.
     torch_rows: sizes of the strong contestant's groups; the fastest is compared.
     compile: the strong contestant also tries `torch.compile`.
@@ -68,6 +73,7 @@ class Config:
   squad: str
   shape: Shape = Shape()
   questions: int = 8
+  scored: int = 40
   batch_size: int = 4
   k: int = 5
   pack_tokens: int = 512
@@ -108,67 +114,90 @@ class Torch:
     return dict(zip(keys, values.tolist(), strict=True))
 
 
-class Ours:
-  """The library's step on the batches of its own plan: those of `train-generator` and `score`."""
+class _Ours:
+  """The library's step on the batches of its own plan."""
 
-  def __init__(self, path: pathlib.Path, work: Workload, plan: Sequence[PlannedBatch], batch_size: int) -> None:
+  def __init__(self, path: pathlib.Path, batches: Sequence[ParallelContextBatch]) -> None:
     self._mesh = one_device()
-    self._batches = list(
-      parallel_context_batches(
-        work.retrieved,
-        work.passages,
-        work.prompt,
-        plan,
-        k=work.k,
-        with_passages=True,
-        batch_size=batch_size,
-        answer_tokens=work.lengths.answer,
-      )
-    )
-    self.num_batches = len(self._batches)
     self._generator = load_generator(path, mesh=self._mesh)
-    optimizer = make_optimizer(OPTIMIZER, TOTAL_STEPS)
-    self._update = optimizer.update
-    self._state, self._frozen = init_state(self._generator, optimizer, self._mesh)
-    batches = [b for _, b in self._batches]
+    self._batches = batches
+    self.num_batches = len(batches)
     self.full = sum(int(np.count_nonzero(b.segment_ids)) for b in batches) / sum(b.tokens.size for b in batches)
     self._shapes = [(*b.tokens.shape, b.answer_tokens.shape[1]) for b in batches]
     self.shapes = sorted(set(self._shapes))
-    #: Seconds of the first call of each program together, by kind of work.
-    self.first_s = dict.fromkeys(KINDS, 0.0)
+    #: Seconds of the first call of each program together.
+    self.first_s = 0.0
     self._compiled: set[Any] = set()
 
   def one_of_each_shape(self) -> list[int]:
     """A batch for each program."""
     return sorted(self._shapes.index(shape) for shape in self.shapes)
 
+  def _note_first(self, batch: int, start: float) -> None:
+    if self._shapes[batch] not in self._compiled:
+      self._compiled.add(self._shapes[batch])
+      self.first_s += time.perf_counter() - start
+
+
+class Training(_Ours):
+  """Steps of `train-generator`."""
+
+  def __init__(self, path: pathlib.Path, work: Workload, plan: Sequence[PlannedBatch], batch_size: int) -> None:
+    made = parallel_context_batches(
+      work.retrieved,
+      work.passages,
+      work.prompt,
+      plan,
+      k=work.k,
+      with_passages=True,
+      batch_size=batch_size,
+      answer_tokens=work.lengths.answer,
+    )
+    self._ids, batches = zip(*made, strict=True)
+    super().__init__(path, batches)
+    optimizer = make_optimizer(OPTIMIZER, TOTAL_STEPS)
+    self._update = optimizer.update
+    self._state, self._frozen = init_state(self._generator, optimizer, self._mesh)
+
   def questions(self, batch: int) -> tuple[str, ...]:
     """Ids of a batch's questions."""
-    return self._batches[batch][0]
-
-  def _note_first(self, kind: str, batch: int, start: float) -> None:
-    program = kind, self._shapes[batch]
-    if program not in self._compiled:
-      self._compiled.add(program)
-      self.first_s[kind] += time.perf_counter() - start
+    return self._ids[batch]
 
   def train(self, batch: int) -> tuple[float, float]:
     start = time.perf_counter()
     with jax.set_mesh(self._mesh):
-      rows = sharding.place_rows(self._batches[batch][1], self._mesh)
+      rows = sharding.place_rows(self._batches[batch], self._mesh)
       self._state, figures = train_step(self._state, self._frozen, rows, objective=ralt_objective, update=self._update)
       out = float(figures.loss_sum) / float(figures.count), float(figures.gradient_norm)
-    self._note_first("train", batch, start)
+    self._note_first(batch, start)
     return out
+
+
+class Scoring(_Ours):
+  """Steps of `score`."""
+
+  def __init__(self, path: pathlib.Path, work: Workload, batch_size: int, *, share: bool) -> None:
+    table = prompt_table(work.retrieved, work.passages, work.prompt, k=work.k)
+    self._generator = load_generator(path, mesh=one_device())
+    self.plan = scoring_plan(
+      table, self._generator, batch_size=batch_size, pack_tokens=None, mesh=one_device(), share=share
+    )
+    made = shared_batches(work.retrieved, work.passages, work.prompt, self.plan, k=work.k)
+    self._ids = [example.id for example in work.retrieved]
+    super().__init__(path, list(made))
 
   def score(self, batch: int) -> dict[tuple[str, int], float]:
     start = time.perf_counter()
-    ids, rows = self._batches[batch]
     with jax.set_mesh(self._mesh):
-      values, _, _ = map(np.asarray, score_step(self._generator, sharding.place_rows(rows, self._mesh)))
-    self._note_first("score", batch, start)
-    mask = rows.context_mask
-    return {(ids[b], int(j)): float(values[b, j]) for b in range(len(ids)) for j in np.flatnonzero(mask[b])}
+      rows = sharding.place_rows(self._batches[batch], self._mesh)
+      values, _, _ = map(np.asarray, score_step(self._generator, rows))
+    self._note_first(batch, start)
+    prompts = (
+      (r, m, i, j)
+      for r, row in enumerate(self.plan.steps[batch].rows)
+      for m, (i, j) in enumerate(itertools.chain.from_iterable(row))
+    )
+    return {(self._ids[i], j): float(values[r, m]) for r, m, i, j in prompts}
 
 
 def clock(run: Callable[[], Any]) -> float:
@@ -178,22 +207,27 @@ def clock(run: Callable[[], Any]) -> float:
   return time.perf_counter() - start
 
 
-def check_agreement(torches: dict[str, Torch], ours: dict[str, Ours]) -> float:
-  """Largest relative difference in log-likelihoods, losses and gradient norms to the usual way.
+def check_scores(contestants: dict[str, Any]) -> float:
+  """Largest relative difference of any prompt's log-likelihood to the usual way.
 
   Raises:
     SystemExit: it is above `TOLERANCE`.
   """
   scores = {
     name: {key: value for batch in range(c.num_batches) for key, value in c.score(batch).items()}
-    for name, c in {**torches, **ours}.items()
+    for name, c in contestants.items()
   }
-  reference = scores["usual"]
-  worst = 0.0
+  reference, worst = scores["usual"], 0.0
   for name, values in scores.items():
     if values.keys() != reference.keys():
       raise SystemExit(f"{name} scored {len(values)} prompts, usual {len(reference)}, or not the same ones")
     worst = _agreeing(worst, [values[key] for key in reference], list(reference.values()), f"{name} scores")
+  return worst
+
+
+def check_training(torches: dict[str, Torch], ours: dict[str, Training]) -> float:
+  """The same for loss and gradient norm of a batch."""
+  worst = 0.0
   for name, contestant in ours.items():
     ids = contestant.questions(0)
     expected = torches["usual"].figures(ids)
@@ -220,55 +254,107 @@ def main(config: Config) -> dict[str, dict[str, float]]:
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   with tempfile.TemporaryDirectory() as directory:
     root = pathlib.Path(directory)
-    vocabulary = config.shape.vocabulary
-    work = squad_workload(config.squad, root, questions=config.questions, k=config.k, vocabulary=vocabulary)
-    save_generator(config.shape.decoder(), work.tokenizer, root / "generator")
-    return _compare(config, work, root / "generator")
+
+    def workload(name: str, questions: int, *, together: bool) -> Workload:
+      (root / name).mkdir()
+      return squad_workload(
+        config.squad,
+        root / name,
+        questions=questions,
+        k=config.k,
+        vocabulary=config.shape.vocabulary,
+        together=together,
+      )
+
+    train = workload("train", config.questions, together=False)
+    save_generator(config.shape.decoder(), train.tokenizer, root / "generator")
+    trained, lines = _training(config, train, root / "generator")
+    scored, more = _scoring(config, workload("score", config.scored, together=True), root / "generator")
+  of = {"train": trained, "score": scored}
+  write_section(config.write, "against_torch", _report(config, of, [*lines, *more]))
+  return {kind: {name: statistics.median(r) for name, r in rates.items()} for kind, rates in of.items()}
 
 
-def _compare(config: Config, work: Workload, path: pathlib.Path) -> dict[str, dict[str, float]]:
-  prompts = {
+def _prompts(work: Workload) -> dict[str, list[Rendered]]:
+  return {
     e.id: work.prompt.render_many(
       [(e.question, work.passages[r], e.answers[0], None) for r in e.passage_rows if r >= 0]
     )
     for e in work.retrieved
   }
-  tokens = sum(len(p.tokens) for rows in prompts.values() for p in rows)
+
+
+def _torches(
+  config: Config, path: pathlib.Path, prompts: dict[str, list[Rendered]]
+) -> tuple[dict[str, Torch], list[str]]:
   schedule = learning_rate(OPTIMIZER, TOTAL_STEPS)
   rates = [float(schedule(step)) for step in range(TOTAL_STEPS)]
-  size = config.batch_size
   strong, tried = _fastest_strong(config, path, prompts, rates.__getitem__)
-  torches = {
-    "usual": Torch(Usual(path, OPTIMIZER, rates.__getitem__), prompts, size, sort=False),
-    "strong": Torch(strong, prompts, size, sort=True),
-  }
+  return {
+    "usual": Torch(Usual(path, OPTIMIZER, rates.__getitem__), prompts, config.batch_size, sort=False),
+    "strong": Torch(strong, prompts, config.batch_size, sort=True),
+  }, tried
+
+
+def _rates(contestants: dict[str, Any], kind: str, rounds: int, tokens: int) -> dict[str, list[float]]:
+  """Tokens per second of each contestant in each round, a batch of each in turn."""
+  out: dict[str, list[float]] = {name: [] for name in contestants}
+  for _ in range(rounds):
+    taken = dict.fromkeys(contestants, 0.0)
+    for batch in range(max(c.num_batches for c in contestants.values())):
+      for name, c in contestants.items():
+        if batch < c.num_batches:
+          taken[name] += clock(lambda c=c, batch=batch: getattr(c, kind)(batch))
+    for name, seconds in taken.items():
+      out[name].append(tokens / seconds)
+  return out
+
+
+def _training(config: Config, work: Workload, path: pathlib.Path) -> tuple[dict[str, list[float]], list[str]]:
+  prompts, size = _prompts(work), config.batch_size
+  torches, tried = _torches(config, path, prompts)
   packing = tuning.packing(work.lengths, config.pack_tokens, size, one_device())
   plans: dict[str, Sequence[PlannedBatch]] = {
     "padded": plan_in_order(work.lengths.rows, batch_size=size, bucket_multiple=row_multiple(jax.default_backend())),
     "packed": packed_in_order(packing),
   }
-  ours = {name: Ours(path, work, plan, size) for name, plan in plans.items()}
-  worst = check_agreement(torches, ours)
-  contestants: dict[str, Any] = {**torches, **ours}
+  ours = {name: Training(path, work, plan, size) for name, plan in plans.items()}
+  worst = check_training(torches, ours)
   for own in ours.values():
     for batch in own.one_of_each_shape():
       own.train(batch)
   for contestant in torches.values():
     contestant.train(0)
+  tokens = sum(len(p.tokens) for rows in prompts.values() for p in rows)
+  rates = _rates({**torches, **ours}, "train", config.rounds, tokens)
+  return rates, [
+    f"Training: {config.questions} questions drawn from the file × {config.k} passages, {tokens} tokens, {size} "
+    f"questions a step. {_batches(ours)} Largest relative difference in loss or gradient norm: {worst:.0e}.",
+    f"Strong torch, training and scoring, before the rounds: {'; '.join(tried)}.",
+  ]
 
-  rates_of: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in contestants} for kind in KINDS}
-  for _ in range(config.rounds):
-    for kind in KINDS:
-      taken = dict.fromkeys(contestants, 0.0)
-      for batch in range(max(c.num_batches for c in contestants.values())):
-        for name, c in contestants.items():
-          if batch < c.num_batches:
-            taken[name] += clock(lambda c=c, kind=kind, batch=batch: getattr(c, kind)(batch))
-      for name, seconds in taken.items():
-        rates_of[kind][name].append(tokens / seconds)
-  medians = {kind: {n: statistics.median(r) for n, r in of.items()} for kind, of in rates_of.items()}
-  write_section(config.write, "against_torch", _report(config, medians, rates_of, ours, worst, tokens, tried))
-  return medians
+
+def _scoring(config: Config, work: Workload, path: pathlib.Path) -> tuple[dict[str, list[float]], list[str]]:
+  prompts = _prompts(work)
+  torches, _ = _torches(config, path, prompts)
+  ours = {name: Scoring(path, work, config.batch_size, share=name == "shared") for name in ("apart", "shared")}
+  worst = check_scores({**torches, **ours})
+  tokens = sum(len(p.tokens) for rows in prompts.values() for p in rows)
+  rates = _rates({**torches, **ours}, "score", config.rounds, tokens)
+  return rates, [
+    f"Scoring: the first {config.scored} questions of the file × {config.k} passages, {tokens} tokens of prompts, "
+    f"of which {tokens / ours['shared'].plan.shared:.0f} are computed where passages are shared. {_batches(ours)} "
+    f"Largest relative difference in any log-likelihood: {worst:.0e}.",
+  ]
+
+
+def _batches(ours: Mapping[str, _Ours]) -> str:
+  shapes = "; ".join(
+    f"{name} {', '.join('×'.join(map(str, shape)) for shape in c.shapes)} ({c.full:.0%} full, first calls "
+    f"{c.first_s:.0f} s, left out)"
+    for name, c in ours.items()
+  )
+  return f"Rows × tokens × answer tokens of our batches: {shapes}."
 
 
 def _fastest_strong(
@@ -293,41 +379,24 @@ def _fastest_strong(
   return best[1], tried
 
 
-def _report(
-  config: Config,
-  medians: dict[str, dict[str, float]],
-  rates_of: dict[str, dict[str, list[float]]],
-  ours: dict[str, Ours],
-  worst: float,
-  tokens: int,
-  tried: list[str],
-) -> str:
-  rows = []
+def _report(config: Config, of: dict[str, dict[str, list[float]]], lines: list[str]) -> str:
+  parts = []
   for kind, title in KINDS.items():
-    of = medians[kind]
-    best = max(of["padded"], of["packed"])
-    cells = [f"{of[n]:.0f} ({min(rates_of[kind][n]):.0f}–{max(rates_of[kind][n]):.0f})" for n in of]
-    rows.append([title, *cells, f"{best / of['usual']:.2f} ×", f"{best / of['strong']:.2f} ×"])
-  header = ["real tokens per second", "(a) usual torch", "(b) strong torch", "ours, padded", "ours, packed"]
+    rates = of[kind]
+    medians = {name: statistics.median(r) for name, r in rates.items()}
+    own = [name for name in rates if name not in ("usual", "strong")]
+    best = max(medians[name] for name in own)
+    cells = [f"{medians[n]:.0f} ({min(r):.0f}–{max(r):.0f})" for n, r in rates.items()]
+    header = ["real tokens per second", "(a) usual torch", "(b) strong torch", *(f"ours, {name}" for name in own)]
+    ratios = [f"{best / medians['usual']:.2f} ×", f"{best / medians['strong']:.2f} ×"]
+    parts += [table([*header, "against (a)", "against (b)"], [[title, *cells, *ratios]]), ""]
   s = config.shape
-  shapes = "; ".join(
-    f"{name} {', '.join('×'.join(map(str, shape)) for shape in c.shapes)} ({c.full:.0%} full)"
-    for name, c in ours.items()
-  )
-  compiling = "; ".join(
-    f"{name} {c.first_s['train']:.0f} s training, {c.first_s['score']:.0f} s scoring" for name, c in ours.items()
-  )
   return "\n".join(
     [
-      table([*header, "against (a)", "against (b)"], rows),
-      "",
-      f"Medians and range of {config.rounds} rounds of {config.questions} questions × {config.k} passages, "
-      f"{tokens} tokens, {config.batch_size} questions a step; width {s.width}, {s.layers} layers, "
-      f"vocabulary {s.vocabulary}, float32. The ratios are those of the faster of our two.",
-      f"Largest relative difference in any log-likelihood, loss or gradient norm: {worst:.0e}.",
-      f"Rows × tokens × answer tokens of our batches: {shapes}.",
-      f"First calls, compilation included and left out above: {compiling}.",
-      f"Strong torch, training and scoring, before the rounds: {'; '.join(tried)}.",
+      *parts,
+      f"Medians and range of {config.rounds} rounds; width {s.width}, {s.layers} layers, vocabulary {s.vocabulary}, "
+      "float32. The ratios are those of the faster of our two.",
+      *lines,
       f"{machine()}; load {os.getloadavg()[0]:.1f} at the end.",
     ]
   )

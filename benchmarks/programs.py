@@ -7,7 +7,6 @@ import dataclasses
 import pathlib
 import tempfile
 
-import jax
 import numpy as np
 import tyro
 from page import table, write_section
@@ -15,7 +14,7 @@ from workload import one_device, squad_workload
 
 from radit_jax.config import LoopConfig
 from radit_jax.data.packing import PackedBatch
-from radit_jax.data.plan import PlannedBatch, plan_in_order, row_multiple, sample
+from radit_jax.data.plan import PlannedBatch, sample
 from radit_jax.verbs import tuning
 
 
@@ -64,13 +63,9 @@ def main(config: Config) -> dict[str, int]:
   packed = tuning.make_packed_plans(part(~dev), part(dev), config.pack_tokens, loop=loop, mesh=mesh)
   asked = np.array(queries)
   lsr = tuning.make_plans(asked[~dev], asked[dev], loop=loop, mesh=mesh)
-  scoring = plan_in_order(
-    work.lengths.rows, batch_size=config.batch_size, bucket_multiple=row_multiple(jax.default_backend())
-  )
   found = {
     "RALT, padded rows": (shapes(list(padded.train)), shapes(list(padded.dev))),
     "RALT, packed rows": (shapes(list(packed.train)), shapes(list(packed.dev))),
-    "scoring, padded rows": (shapes(scoring), set()),
     "LSR": (shapes(list(lsr.train)), shapes(list(lsr.dev))),
   }
   counts = {name: len(train) + len(other) for name, (train, other) in found.items()}
@@ -79,7 +74,8 @@ def main(config: Config) -> dict[str, int]:
     for name, (train, other) in found.items()
   ]
   text = table(["", "programs", "shapes of steps", "shapes of dev batches"], rows)
-  note = f"{len(dev)} questions, a tenth of them for dev losses, {config.batch_size} a step, k = {config.k}."
+  note = f"{len(dev)} questions, a tenth of them for dev losses, {config.batch_size} a step, k = {config.k}. "
+  note += "Scoring is one program: all its rows are of one length."
   write_section(config.write, "programs", f"{text}\n\n{note}")
   return counts
 

@@ -84,7 +84,14 @@ class Workload:
 
 
 def squad_workload(
-  path: str | os.PathLike[str], root: pathlib.Path, *, questions: int | None, k: int, vocabulary: int, seed: int = 0
+  path: str | os.PathLike[str],
+  root: pathlib.Path,
+  *,
+  questions: int | None,
+  k: int,
+  vocabulary: int,
+  seed: int = 0,
+  together: bool = False,
 ) -> Workload:
   """Makes the stores that `prepare` and `retrieve` would make, without a retriever.
 
@@ -98,6 +105,7 @@ def squad_workload(
     k: passages per question.
     vocabulary: most tokens the tokenizer may have.
     seed: of the draw.
+    together: the first questions of the file instead, which have passages in common as all of a data set have.
   """
   documents = list(read_corpus(path, format="squad"))
   write_passages(documents, root / "passages")
@@ -131,7 +139,7 @@ def squad_workload(
       valid=rows >= 0,
     )
 
-  drawn = sample(len(asked), questions, seed)
+  drawn = range(len(asked))[:questions] if together else sample(len(asked), questions, seed)
   manifest = {"k": k, "passages": passages.fingerprint, "score_temperature": 1.0}
   write_retrieved((record(i) for i in drawn), root / "retrieved", manifest=manifest)
   retrieved = RetrievedStore(root / "retrieved")

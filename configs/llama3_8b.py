@@ -3,7 +3,7 @@
 Ask first whether it fits: `radit plan --config llama3_8b`.
 
 The paper's settings for its 7B: k̃ = 3, rows packed to 2,048 tokens, 64 rows a step (128 examples of three prompts of
-320 tokens fill 60), 500 steps. The RALT step fits v5e:8x8, 64 chips.
+320 tokens fill 60), 500 steps. Fits v5e:8x8, 64 chips.
 
 The retriever is DRAGON+: see llama2_7b.py for how its directories are made.
 """

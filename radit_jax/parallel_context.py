@@ -22,7 +22,10 @@ class Generator(Protocol):
   """A causal language model as the step sees it: any JAX pytree with these two methods, ours or not."""
 
   def __call__(self, tokens: Array, *, positions: Array, segment_ids: Array) -> Array:
-    """``[N, T]`` int32 each -> ``[N, T, D]`` hidden states; a token sees its own segment up to itself."""
+    """``[N, T]`` int32 each -> ``[N, T, D]`` hidden states; a token sees its own segment up to itself.
+
+    Only batches with prefix_ids, which `radit score` makes, need a fourth argument of that name.
+    """
 
   def logits(self, hidden: Array) -> Array:
     """``[..., D]`` -> ``[..., V]`` float32."""
@@ -41,6 +44,8 @@ class ParallelContextBatch:
     answer_tokens: ``[R, A]`` int32.
     answer_slot: ``[R, A]`` int32, the slot b*K+j the answer token counts for; -1 is padding.
     context_mask: ``[B, K]`` bool, True for real passages.
+    prefix_ids: ``[R, T]`` int32, the segment that a token sees besides its own, 0 for none: prompts that begin alike
+      share one copy of what they begin with. None where nothing is shared.
 
   Example:
     The answer "8 9" after the prompts "5 6" and "7", one row each; a row may as well hold both, as two segments.
@@ -66,6 +71,7 @@ class ParallelContextBatch:
   answer_tokens: Any
   answer_slot: Any
   context_mask: Any
+  prefix_ids: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -196,7 +202,8 @@ def answer_log_likelihoods(generator: Generator, batch: ParallelContextBatch) ->
 
   # The generator maps over rows itself. jax.vmap around it says the same, but XLA then copies the gradient of every
   # kernel on a CPU (a 2-layer training step: 0.85 s against 0.66 s), and a shard_map inside would gather all rows.
-  hidden = generator(batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids)
+  shared = {} if batch.prefix_ids is None else {"prefix_ids": batch.prefix_ids}
+  hidden = generator(batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids, **shared)
   # Only answer positions go on, [R, A, D]: [R, T, V] logits never exist. The name of the sharded axis keeps rows apart.
   hidden = jax.vmap(lambda row, at: row[at], spmd_axis_name=row_axes())(hidden, batch.answer_positions)
   real = batch.answer_slot >= 0

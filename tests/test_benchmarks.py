@@ -40,7 +40,7 @@ def small(squad):
 
   shape = Shape(width=32, layers=2, vocabulary=400, head_dim=8)
   return against_torch.Config(
-    squad=squad, shape=shape, questions=4, batch_size=2, k=2, pack_tokens=128, rounds=1, torch_rows=(2,)
+    squad=squad, shape=shape, questions=4, scored=4, batch_size=2, k=2, pack_tokens=128, rounds=1, torch_rows=(2,)
   )
 
 
@@ -51,7 +51,8 @@ def test_contestants_agree_and_the_page_gets_the_table(small, tmp_path):
   page.write_text("before\n<!-- against_torch -->\nold\n<!-- /against_torch -->\nafter\n")
   rates = against_torch.main(dataclasses.replace(small, write=str(page)))
   assert {kind: set(of) for kind, of in rates.items()} == {
-    kind: {"usual", "strong", "padded", "packed"} for kind in ("train", "score")
+    "train": {"usual", "strong", "padded", "packed"},
+    "score": {"usual", "strong", "apart", "shared"},
   }
   text = page.read_text()
   assert text.startswith("before\n<!-- against_torch -->\n| real tokens")

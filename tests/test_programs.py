@@ -1,14 +1,12 @@
 """Programs that an epoch compiles: a step is compiled once for each shape of its batches, so shapes must stay few."""
 
-import jax
 import numpy as np
 import pytest
 from test_packing import squad_like
 
 from radit_jax.config import LoopConfig
 from radit_jax.data.batches import RowLengths
-from radit_jax.data.packing import PackedBatch, packed_in_order
-from radit_jax.data.plan import plan_in_order, row_multiple
+from radit_jax.data.packing import PackedBatch
 from radit_jax.verbs import tuning
 
 MOST = 6
@@ -37,14 +35,6 @@ def test_an_epoch_of_ralt_with_its_dev_losses(seed, mesh1):
   assert 1 < len(shapes(plans.train, plans.dev)) <= MOST
   packed = tuning.make_packed_plans(train, dev, 640, loop=LOOP, mesh=mesh1)
   assert len(shapes(packed.train, packed.dev)) == 2
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_scoring(seed, mesh1):
-  table = lengths(3000, seed)
-  plan = plan_in_order(table.rows, batch_size=16, bucket_multiple=row_multiple(jax.default_backend()))
-  assert 1 < len(shapes(plan)) <= MOST
-  assert len(shapes(packed_in_order(tuning.packing(table, 640, 16, mesh1)))) == 1
 
 
 def test_an_epoch_of_lsr(rng, mesh1):

@@ -121,7 +121,9 @@ def step(name, objective, batch, mesh):
 def scoring(mesh):
   generator = jax.device_put(model("tied"), sharding.parameter_shardings(model("tied"), mesh))
   with jax.set_mesh(mesh):
-    batch = sharding.place_rows(packed(np.random.default_rng(1)), mesh)
+    batch = packed(np.random.default_rng(1))
+    shared = dataclasses.replace(batch, prefix_ids=np.where(batch.segment_ids > 1, 1, 0).astype(np.int32))
+    batch = sharding.place_rows(shared, mesh)
     compiled = score_step.lower(generator, batch).compile()
     return Run(compiled(generator, batch), compiled.as_text())
 

@@ -174,20 +174,23 @@ def test_scores_are_what_the_generator_says_of_each_row_alone(made, parts):
 
 
 def test_score_tells_what_was_cut(made, parts, tmp_path):
-  """Against every row rendered alone, under many draws of the markers; a second call reads it from the store."""
+  """Against every row rendered alone; a second call reads it from the store."""
   from radit_jax.data.prompts import Prompt
 
-  limits = dataclasses.replace(PROMPT, max_tokens=49, max_passage_tokens=12)
+  template = tmp_path / "template.txt"
+  template.write_text("{passage}\nQ: {question}\nA: {answer}")
+  limits = dataclasses.replace(PROMPT, style=str(template), max_tokens=30, max_passage_tokens=12)
   cfg = score_config(made, parts, "dev", out=f"{tmp_path}/scores", prompt=limits, k=3)
   result = score(cfg)
   prompt, store = Prompt(load_tokenizer(parts["generator"]), limits), PassageStore(made / "passages")
-  cut_passages = cut_questions = 0
-  for example in RetrievedStore(made / "retrieved/dev"):
-    for row in example.passage_rows[:3]:
-      drawn = [(example.question, store[int(row)], example.answers[0], (0, i, "q")) for i in range(30)]
-      rendered = prompt.render_many(drawn)
-      cut_passages += any(r.cut_passage_tokens for r in rendered)
-      cut_questions += any(r.cut_question_tokens for r in rendered)
+  rows = [
+    prompt.render(example.question, store[int(row)], example.answers[0])
+    for example in RetrievedStore(made / "retrieved/dev")
+    for row in example.passage_rows[:3]
+  ]
+  cut_passages, cut_questions = (
+    sum(getattr(r, f"cut_{what}_tokens") > 0 for r in rows) for what in ("passage", "question")
+  )
   assert (result.cut_passages, result.cut_questions) == (cut_passages, cut_questions)
   assert cut_passages
   assert cut_questions
@@ -195,16 +198,23 @@ def test_score_tells_what_was_cut(made, parts, tmp_path):
   assert score(cfg) == result
 
 
-def test_packed_scores_are_the_padded_ones(made, parts, tmp_path):
-  score(score_config(made, parts, "train", out=f"{tmp_path}/scores", pack_tokens=256))
+@pytest.mark.parametrize("pack_tokens", [100, 1000])
+def test_scores_do_not_depend_on_the_length_of_rows(made, parts, tmp_path, pack_tokens):
+  result = score(score_config(made, parts, "train", out=f"{tmp_path}/scores", pack_tokens=pack_tokens))
+  assert result.shared > 1.1  # passages are shared
   retrieved = RetrievedStore(made / "retrieved/train")
-  packed, padded = (ScoreStore(p, retrieved=retrieved) for p in (f"{tmp_path}/scores", made / "scores/train"))
-  assert len(packed) == len(padded) == len(retrieved)
-  for a, b in zip(packed, padded, strict=True):
+  own, usual = (ScoreStore(p, retrieved=retrieved) for p in (f"{tmp_path}/scores", made / "scores/train"))
+  assert len(own) == len(usual) == len(retrieved)
+  for a, b in zip(own, usual, strict=True):
     assert a.id == b.id
     np.testing.assert_allclose(a.log_likelihood, b.log_likelihood, rtol=1e-5, atol=1e-5)
     assert a.num_tokens.tolist() == b.num_tokens.tolist()
     assert a.valid.tolist() == b.valid.tolist()
+
+
+def test_rows_to_score_that_are_too_short(made, parts, tmp_path):
+  with pytest.raises(UserError, match=r"^a prompt has (\d+) tokens, rows hold 16: pack_tokens \1 would do$"):
+    score(score_config(made, parts, "train", out=f"{tmp_path}/scores", pack_tokens=16))
 
 
 def metrics(workdir):

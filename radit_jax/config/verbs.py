@@ -181,8 +181,9 @@ class ScoreConfig:
     out: directory of the score store.
     k: passages scored per question, the best ones first.
     prompt: how rows are rendered.
-    batch_size: questions per step.
-    pack_tokens: length of rows that hold several prompts each; None gives every prompt a row of its own.
+    batch_size: questions per step, about: a step has as many tokens as their prompts.
+    pack_tokens: length of rows, which hold several prompts each; None for twice the longest prompt. Prompts of one row
+      that begin with the same passage share it.
     dtype: the generator's computation type.
     mesh: devices.
   """

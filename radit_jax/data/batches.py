@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 B = TypeVar("B")
+T = TypeVar("T")
 
 # Examples rendered at once when only their lengths are wanted: bounds memory, and keeps tokenisation batched.
 _MEASURED_AT_ONCE = 1024
@@ -86,7 +87,7 @@ def row_lengths(
   Raises:
     UserError: an answer that is too long (its example named), or a passage store that is not the examples'.
   """
-  _check_passages(retrieved, passages, k, with_passages)
+  check_passages(retrieved, passages, k, with_passages)
   each = np.zeros((len(retrieved), k if with_passages else 1), np.int64)
   answers = np.zeros(len(retrieved), np.int64)
   cut_passages = cut_questions = 0
@@ -150,7 +151,7 @@ def parallel_context_batches(
   Raises:
     UserError: a batch size that the parts do not divide, or a passage store that is not the examples'.
   """
-  _check_passages(retrieved, passages, k, with_passages)
+  check_passages(retrieved, passages, k, with_passages)
   width = k if with_passages else 1
 
   def make_packed(
@@ -292,8 +293,6 @@ def _stream(
   share: RowShare,
 ) -> Iterable[tuple[tuple[str, ...], B]]:
   """``make`` over this process's share of each planned batch, two batches ahead in one thread."""
-  import grain
-
   if batch_size % share.of:
     raise UserError(f"batch_size {batch_size}: must be a multiple of the {share.of} parts that rows are split into")
 
@@ -308,6 +307,13 @@ def _stream(
       made.append(make(examples, planned, span.start, len(span)))
     return tuple(ids), _joined(made)
 
+  return ahead(plan, load, start)
+
+
+def ahead(plan: Sequence[Any], load: Callable[[Any], T], start: int = 0) -> Iterable[T]:
+  """``load`` of each entry of a plan from ``start`` on, two of them ahead of what is asked for, in one thread."""
+  import grain
+
   dataset = grain.MapDataset.source(plan).map(load)[start:]
   # One thread: rendering holds the interpreter's lock, and the device's own threads want the cores.
   return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
@@ -320,7 +326,8 @@ def _joined(batches: list[B]) -> B:
   return batches[0] if len(batches) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *batches)
 
 
-def _check_passages(retrieved: RetrievedStore, passages: PassageStore, k: int, with_passages: bool) -> None:
+def check_passages(retrieved: RetrievedStore, passages: PassageStore, k: int, with_passages: bool) -> None:
+  """Refuses another passage store than the examples', and more passages than were retrieved."""
   made_from = retrieved.manifest.get("passages")
   if made_from != passages.fingerprint:
     raise UserError(
@@ -349,6 +356,11 @@ def _requests(
     [(e.question, found[r], e.answers[0], m) if r >= 0 else None for r in own]
     for e, m, own in zip(examples, markers, rows, strict=True)
   ]
+
+
+def contexts_of(examples: Sequence[RetrievedExample], passages: PassageStore, k: int) -> list[list[Request | None]]:
+  """Per example, what to render in each of k slots with the fixed markers of evaluation; None where nothing is."""
+  return _requests(examples, passages, k, True, seed=None)
 
 
 def _passage_rows(example: RetrievedExample, k: int, gold_first: bool) -> list[int]:

@@ -67,6 +67,13 @@ class Rendered:
     """Ids of the answer with its end token."""
     return self.tokens[self.answer_start : self.answer_end]
 
+  @property
+  def context_end(self) -> int:
+    """Index after the passage: rows with the same passage and markers are alike up to there, if it comes first."""
+    ends = itertools.accumulate(len(ids) for _, ids in self.segments)
+    last = max((end for (name, _), end in zip(self.segments, ends, strict=True) if name == "passage"), default=0)
+    return min(last, max(0, self.answer_start - 1))
+
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:

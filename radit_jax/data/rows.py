@@ -1,5 +1,7 @@
 """Rendered rows and plain text as the arrays of a ParallelContextBatch."""
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,6 +69,50 @@ def packed_to_batch(
   return batch
 
 
+def shared_to_batch(
+  rows: Sequence[tuple[int, Sequence[Sequence[Rendered]]]],
+  *,
+  num_tokens: int,
+  num_answer_tokens: int,
+  num_prompts: int,
+  share: bool = True,
+) -> ParallelContextBatch:
+  """Rows of groups of prompts; those of a group share one copy of what stands up to the end of their passage.
+
+  Args:
+    rows: of each row its number in the whole batch, and its groups.
+    num_tokens: T.
+    num_answer_tokens: A.
+    num_prompts: M; the m-th prompt of a row counts for slot ``row * M + m``.
+    share: False for groups of one prompt each, in a batch without prefix_ids.
+
+  Returns:
+    NumPy arrays; context_mask is ``[R, M]``, True where there is a prompt.
+
+  Raises:
+    ValueError: prompts of a group that begin differently; more tokens, answers or prompts than there is room for.
+  """
+  batch = _empty(len(rows), (len(rows), num_prompts), num_tokens, num_answer_tokens)
+  if share:
+    batch = dataclasses.replace(batch, prefix_ids=np.zeros_like(batch.segment_ids))
+  for r, (number, groups) in enumerate(rows):
+    if sum(map(len, groups)) > num_prompts:
+      raise ValueError(f"row {r} has {sum(map(len, groups))} prompts, the batch holds {num_prompts}")
+    slots = itertools.count()
+    for group in groups:
+      common = group[0].tokens[: group[0].context_end] if len(group) > 1 else ()
+      prefix = _append(batch, r, -1, common, 0, 0) if common else 0
+      for row in group:
+        if row.tokens[: len(common)] != common:
+          raise ValueError(f"row {r}: prompts of one group begin differently")
+        m = next(slots)
+        own, skipped = row.tokens[len(common) :], len(common)
+        slot, start, end = number * num_prompts + m, row.answer_start - skipped, row.answer_end - skipped
+        _append(batch, r, slot, own, start, end, prefix=prefix, position=skipped)
+        batch.context_mask[r, m] = True
+  return batch
+
+
 def text_to_batch(token_ids: Sequence[Sequence[int]], num_tokens: int) -> ParallelContextBatch:
   """Plain text: every token but a row's first is an answer token.
 
@@ -100,8 +146,18 @@ def _empty(rows: int, slots: tuple[int, int], num_tokens: int, num_answer_tokens
   )
 
 
-def _append(batch: ParallelContextBatch, row: int, slot: int, ids: Sequence[int], start: int, end: int) -> None:
-  """Puts a prompt behind what the row holds, as a segment of its own with positions from 0."""
+def _append(
+  batch: ParallelContextBatch,
+  row: int,
+  slot: int,
+  ids: Sequence[int],
+  start: int,
+  end: int,
+  *,
+  prefix: int = 0,
+  position: int = 0,
+) -> int:
+  """Puts a prompt behind what the row holds, as a segment of its own, whose number is returned."""
   used, answered = np.count_nonzero(batch.segment_ids[row]), np.count_nonzero(batch.answer_slot[row] >= 0)
   here, answers = slice(used, used + len(ids)), slice(answered, answered + end - start)
   if here.stop > batch.tokens.shape[1]:
@@ -111,8 +167,12 @@ def _append(batch: ParallelContextBatch, row: int, slot: int, ids: Sequence[int]
   if end > start and start < 1:
     raise ValueError(f"row {row}: no token stands before the answer to predict it from")
   batch.tokens[row, here] = ids
-  batch.positions[row, here] = np.arange(len(ids))
-  batch.segment_ids[row, here] = batch.segment_ids[row].max() + 1
+  batch.positions[row, here] = np.arange(position, position + len(ids))
+  segment = int(batch.segment_ids[row].max()) + 1
+  batch.segment_ids[row, here] = segment
+  if prefix:
+    batch.prefix_ids[row, here] = prefix
   batch.answer_positions[row, answers] = used + np.arange(start - 1, end - 1)
   batch.answer_tokens[row, answers] = ids[start:end]
   batch.answer_slot[row, answers] = slot
+  return segment

@@ -284,6 +284,7 @@ class Decoder(nnx.Module):
     *,
     positions: Int[Array, "N T"] | None = None,
     segment_ids: Int[Array, "N T"] | None = None,
+    prefix_ids: Int[Array, "N T"] | None = None,
     cache: None = None,
   ) -> Float[Array, "N T D"]: ...
 
@@ -303,6 +304,7 @@ class Decoder(nnx.Module):
     *,
     positions: Int[Array, "N T"] | None = None,
     segment_ids: Int[Array, "N T"] | None = None,
+    prefix_ids: Int[Array, "N T"] | None = None,
     cache: KeyValueCache | None = None,
   ) -> Float[Array, "N T D"] | tuple[Float[Array, "N T D"], KeyValueCache]:
     """Hidden states after the final norm.
@@ -313,15 +315,19 @@ class Decoder(nnx.Module):
         cache) among the row's written slots that are no padding.
       segment_ids: a token sees earlier tokens of its own segment only; segment 0 is padding, which no real token
         sees. By default all tokens are of segment 1. Hidden states of padding are finite and mean nothing.
+      prefix_ids: an earlier segment of the row that a token sees too, whole; 0 for none. Positions of its tokens count
+        on from that segment's. Not with a cache, and only where :attr:`shares_prefixes`.
       cache: keys and values of earlier tokens of the same rows, from `init_cache` or an earlier call.
 
     Returns:
       Hidden states in the computation type; with a cache, they and the cache that holds these tokens too.
 
     Raises:
-      ValueError: more tokens than the cache has slots.
+      ValueError: more tokens than the cache has slots, or prefixes where they cannot be shared.
     """
     num_rows, num_tokens = tokens.shape
+    if prefix_ids is not None and (cache is not None or not self.shares_prefixes):
+      raise ValueError(f"prefix_ids: not with a cache, and not with {self.attention().kind} attention of this model")
     if segment_ids is None:
       segment_ids = jnp.ones((num_rows, num_tokens), jnp.int32)
     if positions is None:
@@ -332,7 +338,8 @@ class Decoder(nnx.Module):
     x = _norm(x, self.embedding_norm, config)
 
     if cache is None:
-      attend, rotary_of = _without_cache(config, self.attention().kind, self.max_segments, positions, segment_ids)
+      kind = self.attention().kind
+      attend, rotary_of = _without_cache(config, kind, self.max_segments, positions, segment_ids, prefix_ids)
 
       def layer_step(x: Array, scanned: tuple[DecoderLayer, Array]) -> tuple[Array, None]:
         layer, i = scanned
@@ -390,6 +397,15 @@ class Decoder(nnx.Module):
     if self.kind == "cudnn" and choice.kind != "cudnn":
       raise UserError(f"attention cudnn: {choice.reason}; use plain")
     return choice if self.kind is None else AttentionChoice(self.kind, "asked for")
+
+  @property
+  def shares_prefixes(self) -> bool:
+    """Whether tokens can see a segment besides their own, with the form of attention on the mesh in force.
+
+    The kernel for TPUs measures windows in slots of a row, and between a prefix and what shares it lie others.
+    """
+    kind = self.attention().kind
+    return self.config.causal and (kind in ("plain", "blocked") or (kind == "splash" and self.config.window is None))
 
   def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Logits of the next token, float32; apart from the hidden states, so that no caller has to hold [T, V]."""
@@ -458,9 +474,10 @@ def _masks(
   keys: Int[Array, "N S"],
   key_positions: Int[Array, "N S"],
   first_slot: int | Int[Array, ""],
+  prefixes: Int[Array, "N T"] | None = None,
 ) -> Callable[[Array], Array]:
   """What each layer's queries see; made once, outside the scan."""
-  full = _visible(queries, keys, first_slot, causal=config.causal)
+  full = _visible(queries, keys, first_slot, prefixes, causal=config.causal)
   if config.window is None:
     return lambda i: full
   near = full & (jnp.abs(positions[:, :, None] - key_positions[:, None, :]) < config.window)[:, None]
@@ -473,13 +490,14 @@ def _without_cache(
   max_segments: int,
   positions: Int[Array, "N T"],
   segment_ids: Int[Array, "N T"],
+  prefix_ids: Int[Array, "N T"] | None,
 ) -> tuple[Callable[[Array, Array, Array, Array], Array], Callable[[Array], tuple[Array, Array]]]:
   """Attention ``(i, q, k, v) -> attended`` and rotary positions of each layer, for rows that are seen whole."""
   rotary_of = _rotaries(config, positions)
   if kind != "plain" and not config.causal:
     raise ValueError(f"{kind} attention is for models that see earlier tokens only; this one sees later ones too")
   if kind in ("plain", "blocked"):
-    mask_of = _masks(config, positions, segment_ids, segment_ids, positions, 0)
+    mask_of = _masks(config, positions, segment_ids, segment_ids, positions, 0, prefix_ids)
     form = attention if kind == "plain" else blocked_attention
     return lambda i, q, k, v: _attend(config, q, k, v, mask_of(i), form), rotary_of
   if kind == "cudnn":
@@ -496,6 +514,7 @@ def _without_cache(
       k,
       v,
       segment_ids=segment_ids,
+      prefix_ids=prefix_ids,
       window=window,
       scale=config.attention_scale,
       soft_cap=config.attention_soft_cap,
@@ -509,13 +528,20 @@ def _without_cache(
 
 
 def _visible(
-  queries: Int[Array, "N T"], keys: Int[Array, "N S"], first_slot: int | Int[Array, ""], *, causal: bool
+  queries: Int[Array, "N T"],
+  keys: Int[Array, "N S"],
+  first_slot: int | Int[Array, ""],
+  prefixes: Int[Array, "N T"] | None = None,
+  *,
+  causal: bool,
 ) -> Bool[Array, "N 1 T S"]:
-  """Query t, which stands in slot first_slot + t, sees the slots of its own segment (that are not later).
+  """Query t, which stands in slot first_slot + t, sees the slots of its own segment and prefix (that are not later).
 
   Padding sees padding, so that every query sees a key, if only itself, and no softmax is over nothing.
   """
   same = queries[:, :, None] == keys[:, None, :]
+  if prefixes is not None:
+    same |= (prefixes[:, :, None] == keys[:, None, :]) & (prefixes != 0)[:, :, None]
   if causal:
     query_slots = first_slot + jnp.arange(queries.shape[1])
     same &= query_slots[:, None] >= jnp.arange(keys.shape[1])

@@ -21,6 +21,7 @@ def splash_attention(
   v: Float[Array, "N T Hkv d"],
   *,
   segment_ids: Int[Array, "N T"],
+  prefix_ids: Int[Array, "N T"] | None = None,
   window: int | None = None,
   scale: float | None = None,
   soft_cap: float | None = None,
@@ -40,6 +41,8 @@ def splash_attention(
     k: keys of Hkv heads, which divides H; never repeated in memory.
     v: values, like ``k``.
     segment_ids: of each token.
+    prefix_ids: a segment that a token sees besides its own, 0 for none: for forward passes only, in a second call of
+      the kernel. Not with a window, which would be counted in slots.
     window: see above.
     scale: scores are multiplied by it; by default 1 / sqrt(d).
     soft_cap: see :func:`radit_jax.models.attention.attention`.
@@ -59,21 +62,38 @@ def splash_attention(
   _check_tokens(num_tokens)
   scaled = (q.astype(jnp.float32) * (head_dim**-0.5 if scale is None else scale)).astype(q.dtype)
 
-  def on_one_device(q: Array, k: Array, v: Array, segments: Array) -> Array:
-    kernel, ids = _kernel(q.shape[2], num_tokens, window, soft_cap, interpret)
+  if prefix_ids is not None and window is not None:
+    raise ValueError("prefix_ids with a window, which this form counts in slots of the row")
+  inputs = (scaled, k, v, segment_ids) if prefix_ids is None else (scaled, k, v, segment_ids, prefix_ids)
+
+  def on_one_device(q: Array, k: Array, v: Array, segments: Array, prefixes: Array | None = None) -> Array:
+    kernel, ids = _kernel(q.shape[2], num_tokens, window, soft_cap, interpret, sums=prefixes is not None)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # the kernel wants [H, T, d]
-    return jax.vmap(kernel)(q, k, v, ids(segments, segments)).swapaxes(1, 2)
+    own = jax.vmap(kernel)(q, k, v, ids(segments, segments))
+    if prefixes is None:
+      return own.swapaxes(1, 2)
+    # No key is of segment -1. A query that sees none gets what the mask's value makes of it: a sum of next to nothing.
+    prefix = jax.vmap(kernel)(q, k, v, ids(jnp.where(prefixes == 0, -1, prefixes), segments))
+    return _merged(own, prefix).swapaxes(1, 2)
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
-    return on_one_device(scaled, k, v, segment_ids)
+    return on_one_device(*inputs)
   check_heads(mesh, num_heads=heads, num_kv_heads=k.shape[2])
   check_rows(num_rows, mesh)
   rows = tuple(axis for axis in ROW_AXES if axis in mesh.axis_names) or None
   spread = PartitionSpec(rows, None, "tensor" if "tensor" in mesh.axis_names else None, None)
-  specs = (spread, spread, spread, PartitionSpec(rows, None))
+  specs = (spread, spread, spread, *[PartitionSpec(rows, None)] * (len(inputs) - 3))
   # check_vma=False: a Pallas kernel does not say over which axes its results vary.
-  return jax.shard_map(on_one_device, in_specs=specs, out_specs=spread, check_vma=False)(scaled, k, v, segment_ids)
+  return jax.shard_map(on_one_device, in_specs=specs, out_specs=spread, check_vma=False)(*inputs)
+
+
+def _merged(*parts: tuple[Array, tuple[Array]]) -> Float[Array, "N H T d"]:
+  """Attention over several sets of keys, from that over each and the logarithm of its sum of weights."""
+  sums = jnp.stack([total for _, (total,) in parts])[..., None]
+  shares = jax.nn.softmax(sums, axis=0)
+  mixed = sum(share * out.astype(jnp.float32) for share, (out, _) in zip(shares, parts, strict=True))
+  return jnp.asarray(mixed).astype(parts[0][0].dtype)
 
 
 def _check_tokens(num_tokens: int) -> None:
@@ -82,8 +102,13 @@ def _check_tokens(num_tokens: int) -> None:
     raise UserError(f"rows of {num_tokens} tokens: attention on a TPU takes multiples of {BLOCK}; pad them to {up}")
 
 
-def _kernel(heads: int, num_tokens: int, window: int | None, soft_cap: float | None, interpret: bool) -> Any:
-  """The kernel for one row and its pair of segment ids; masks are static, and blocks they empty are skipped."""
+def _kernel(
+  heads: int, num_tokens: int, window: int | None, soft_cap: float | None, interpret: bool, *, sums: bool
+) -> Any:
+  """The kernel for one row and its pair of segment ids; masks are static, and blocks they empty are skipped.
+
+  With ``sums`` it returns the logarithm of each query's sum of weights too, and has no backward pass.
+  """
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   shape = (num_tokens, num_tokens)
@@ -104,6 +129,7 @@ def _kernel(heads: int, num_tokens: int, window: int | None, soft_cap: float | N
     q_seq_shards=1,
     attn_logits_soft_cap=soft_cap,
     residual_checkpoint_name=ATTENDED,
+    save_residuals=sums,
     interpret=interpret,
   )
   return kernel, splash.SegmentIds

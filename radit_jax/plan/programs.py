@@ -94,11 +94,15 @@ def ralt(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
 
 
 def score(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
-  """The forward pass that scores k passages of each question."""
+  """The forward pass that scores k passages of each question, as if no two questions had one in common."""
   generator = _read_only(models.generator, config, mesh)
-  questions = _up(config.score_batch_size, row_shards(mesh))
-  batch = _contexts(config, mesh, questions, config.k)
-  rows, length = batch.tokens.shape
+  length = _up(config.pack_tokens or 2 * config.prompt.max_tokens, ROW_MULTIPLE)
+  rows = _up(math.ceil(config.score_batch_size * config.k * config.prompt_tokens / length), row_shards(mesh))
+  room = _up(config.prompt.max_answer_tokens + config.answer_tokens * length // config.prompt_tokens, 4)
+  whole, answer = _rows(mesh, (rows, length)), _rows(mesh, (rows, room))
+  prompts = _rows(mesh, (rows, -(-length // config.prompt_tokens)), jnp.bool_)
+  shared = whole if models.generator.window is None else None
+  batch = ParallelContextBatch(whole, whole, whole, answer, answer, answer, prompts, shared)
   count = flops.body_flops(models.generator, rows * length, _keys(config))
   count += flops.head_flops(models.generator, batch.answer_tokens.size)
   return Program(

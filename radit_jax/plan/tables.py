@@ -98,7 +98,8 @@ def _assumptions(of: Survey) -> list[str]:
     "the longest of the three counts.",
     f"Corpus of {c.corpus_passages:,} passages of {c.passage_tokens} tokens; prompts of {c.prompt_tokens} tokens with "
     f"answers of {c.answer_tokens}; {c.tuning_examples:,} examples scored with {c.k} passages each; four rows of the "
-    f"table, {c.evaluation_questions:,} questions each.",
+    f"table, {c.evaluation_questions:,} questions each. Scoring takes less where questions have passages in common: "
+    "each is computed once for all that stand in its row.",
     f"Retrieval: ScaNN on the slice's hosts ({chip.vcpus} cores a chip), 2,500 queries/s a core at 200,000 vectors, "
     "falling with the root of the corpus; the chips wait.",
   ]

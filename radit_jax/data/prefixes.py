@@ -1,0 +1,261 @@
+"""Rows for scoring in which prompts that begin alike share one copy of what they begin with.
+
+A prompt begins with its passage, and a corpus has fewer passages than a data set has pairs of question and passage. A
+row is ``[passage][question 1, answer 1][question 2, answer 2]...``: every question sees the passage and itself, at the
+positions it has in a row of its own, so that its log-likelihood is the same to rounding, and the passage's hidden
+states are computed once for all of them.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from radit_jax import hosts
+from radit_jax.data.batches import ahead, check_passages, contexts_of
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.examples import RetrievedExample, RetrievedStore
+from radit_jax.data.prompts import Prompt, Rendered
+from radit_jax.data.rows import shared_to_batch
+from radit_jax.errors import UserError
+from radit_jax.parallel_context import ParallelContextBatch
+from radit_jax.sharding import RowShare, total
+
+# Examples rendered at once when only their lengths are wanted, and groups of prompts looked at together for one row.
+_MEASURED_AT_ONCE, _FITTED_AT_ONCE = 1024, 1024
+
+#: Prompts of one prefix that stand in one row: ``(example, passage)`` each.
+Group = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTable:
+  """Every prompt of a store, as a plan needs it; ``[n, K]`` each.
+
+  Attributes:
+    tokens: int64, of the prompt with its answer; 0 for a passage that is not there.
+    answers: int64, of the answer with its end token.
+    prefixes: int64, up to the end of the passage.
+    keys: uint64, alike where the tokens up to the end of the passage are.
+    cut_passages: prompts whose passage block was cut.
+    cut_questions: prompts whose question was cut.
+  """
+
+  tokens: Int[np.ndarray, "n K"]
+  answers: Int[np.ndarray, "n K"]
+  prefixes: Int[np.ndarray, "n K"]
+  keys: Int[np.ndarray, "n K"]
+  cut_passages: int
+  cut_questions: int
+
+  @property
+  def longest(self) -> int:
+    """Tokens of the longest prompt, at least 1."""
+    return max(1, int(self.tokens.max(initial=0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedRows:
+  """A step of a scoring plan.
+
+  Attributes:
+    rows: groups of each row; a row without any is padding.
+  """
+
+  rows: tuple[tuple[Group, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedPlan:
+  """Every prompt once, all steps of one shape.
+
+  Attributes:
+    steps: each with R rows.
+    row_tokens: T.
+    answer_tokens: A.
+    prompts: M, of the row that has most.
+    padding: share of the tokens of all rows that is padding.
+    shared: tokens of all prompts over those computed, 1 where nothing is shared.
+  """
+
+  steps: tuple[SharedRows, ...]
+  row_tokens: int
+  answer_tokens: int
+  prompts: int
+  padding: float
+  shared: float
+
+
+def prompt_table(retrieved: RetrievedStore, passages: PassageStore, prompt: Prompt, *, k: int) -> PromptTable:
+  """Renders every prompt once, for its lengths. Each of several processes reads its part of the examples.
+
+  Args:
+    retrieved: examples.
+    passages: the store their rows refer to.
+    prompt: renders them, with the fixed markers of evaluation.
+    k: passages per example, the best ones first.
+
+  Raises:
+    UserError: an answer that is too long (its example named), or a passage store that is not the examples'.
+  """
+  check_passages(retrieved, passages, k, with_passages=True)
+  tokens, answers, prefixes = np.zeros((3, len(retrieved), k), np.int64)
+  keys = np.zeros((len(retrieved), k), np.uint64)
+  cuts = np.zeros(2, np.int64)
+  own = hosts.part(len(retrieved))
+  for start in own[::_MEASURED_AT_ONCE]:
+    examples = retrieved.many(range(start, min(start + _MEASURED_AT_ONCE, own.stop)))
+    for i, rows in enumerate(_rendered(retrieved, examples, passages, prompt, k), start):
+      for j, row in enumerate(rows):
+        if row is not None:
+          prefix = row.tokens[: row.context_end]
+          tokens[i, j], answers[i, j], prefixes[i, j] = len(row.tokens), len(row.answer_tokens), len(prefix)
+          keys[i, j] = _key(prefix)
+          cuts += bool(row.cut_passage_tokens), bool(row.cut_question_tokens)
+  tokens, answers, prefixes, keys, cuts = total((tokens, answers, prefixes, keys, cuts))
+  return PromptTable(tokens, answers, prefixes, keys, *map(int, cuts))
+
+
+def shared_plan(table: PromptTable, *, row_tokens: int, num_rows: int, share: bool = True) -> SharedPlan:
+  """Groups of prompts with one prefix, as large as a row holds, and several groups in a row where there is room.
+
+  Args:
+    table: see :func:`prompt_table`.
+    row_tokens: T; the longest prompt fits.
+    num_rows: R, of a step.
+    share: False gives every prompt a prefix of its own: plain packed rows.
+
+  Raises:
+    UserError: a prompt longer than ``row_tokens``.
+  """
+  if table.longest > row_tokens:
+    raise UserError(
+      f"a prompt has {table.longest} tokens, rows hold {row_tokens}: pack_tokens {table.longest} would do"
+    )
+  at = np.argwhere(table.tokens)
+  suffixes = (table.tokens - table.prefixes)[at[:, 0], at[:, 1]]
+  answers = table.answers[at[:, 0], at[:, 1]]
+  # Room for the longest answer beside those of a row full of average questions: more would be work in the output head.
+  most_answers = int(answers.max(initial=1)) + int(answers.sum()) * row_tokens // max(1, int(suffixes.sum()))
+  most_answers = -(-most_answers // 4) * 4
+  bundles = _bundles(table, at, row_tokens, most_answers, share=share)
+  rows: list[tuple[Group, ...]] = []
+  for start in range(0, len(bundles), _FITTED_AT_ONCE):
+    rows += _best_fit(bundles[start : start + _FITTED_AT_ONCE], row_tokens, most_answers)
+  steps = [rows[i : i + num_rows] for i in range(0, len(rows), num_rows)]
+  computed = sum(tokens for tokens, _, _ in bundles)
+  return SharedPlan(
+    steps=tuple(SharedRows((*step, *[()] * (num_rows - len(step)))) for step in steps),
+    row_tokens=row_tokens,
+    answer_tokens=most_answers,
+    prompts=max((sum(map(len, row)) for row in rows), default=1),
+    padding=1 - computed / max(1, len(steps) * num_rows * row_tokens),
+    shared=int(table.tokens.sum()) / max(1, computed),
+  )
+
+
+def shared_batches(
+  retrieved: RetrievedStore,
+  passages: PassageStore,
+  prompt: Prompt,
+  plan: SharedPlan,
+  *,
+  k: int,
+  share: RowShare = RowShare(),
+) -> Iterable[ParallelContextBatch]:
+  """Batches of a plan: the M-th prompt of row R counts for slot ``[R, M]``.
+
+  Args:
+    retrieved: examples.
+    passages: the store their rows refer to.
+    prompt: as for :func:`prompt_table`.
+    plan: made from them.
+    k: passages per example, the best ones first.
+    share: rows of this process, see :func:`radit_jax.sharding.row_share`; by default all.
+
+  Raises:
+    ValueError: prompts of one group do not begin alike.
+  """
+
+  def load(step: SharedRows) -> ParallelContextBatch:
+    spans = share.ranges(len(step.rows))
+    own = [(r, row) for span in spans for r, row in zip(span, step.rows[span.start : span.stop], strict=True)]
+    names = sorted({i for _, row in own for group in row for i, _ in group})
+    rendered = dict(zip(names, _rendered(retrieved, retrieved.many(names), passages, prompt, k), strict=True))
+    rows = [(r, [[_present(rendered[i][j]) for i, j in group] for group in row]) for r, row in own]
+    return shared_to_batch(
+      rows,
+      num_tokens=plan.row_tokens,
+      num_answer_tokens=plan.answer_tokens,
+      num_prompts=plan.prompts,
+      share=plan.shared > 1,
+    )
+
+  return ahead(plan.steps, load)
+
+
+def _present(row: Rendered | None) -> Rendered:
+  assert row is not None
+  return row
+
+
+def _rendered(
+  retrieved: RetrievedStore, examples: Sequence[RetrievedExample], passages: PassageStore, prompt: Prompt, k: int
+) -> list[list[Rendered | None]]:
+  requests = contexts_of(examples, passages, k)
+  try:
+    out = iter(prompt.render_many([request for rows in requests for request in rows if request is not None]))
+  except UserError:
+    for example, rows in zip(examples, requests, strict=True):
+      try:
+        prompt.render_many([request for request in rows if request is not None])
+      except UserError as e:
+        raise UserError(f"{retrieved.path}: question {example.id!r}: {e}") from None
+    raise
+  return [[None if request is None else next(out) for request in rows] for rows in requests]
+
+
+def _key(ids: Sequence[int]) -> int:
+  return int.from_bytes(hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=8).digest(), "little")
+
+
+def _bundles(
+  table: PromptTable, at: Int[np.ndarray, "m 2"], row_tokens: int, most_answers: int, *, share: bool
+) -> list[tuple[int, int, Group]]:
+  """``(tokens, answer tokens, group)``, groups of one prefix behind one another in the order of their first prompts."""
+  keys = table.keys[at[:, 0], at[:, 1]] if share else np.arange(len(at))
+  _, first, of_group = np.unique(keys, return_index=True, return_inverse=True)
+  out: list[tuple[int, int, Group]] = []
+  last, tokens, answers, group = -1, 0, 0, list[tuple[int, int]]()
+  for n in np.lexsort((np.arange(len(at)), first[of_group])).tolist():
+    i, j = map(int, at[n])
+    prefix, whole, answer = int(table.prefixes[i, j]), int(table.tokens[i, j]), int(table.answers[i, j])
+    own = whole - prefix
+    if of_group[n] != last or tokens + own > row_tokens or answers + answer > most_answers:
+      if group:
+        out.append((tokens, answers, tuple(group)))
+      last, tokens, answers, group = int(of_group[n]), prefix, 0, []
+    tokens, answers = tokens + own, answers + answer
+    group.append((i, j))
+  return [*out, (tokens, answers, tuple(group))] if group else out
+
+
+def _best_fit(bundles: list[tuple[int, int, Group]], row_tokens: int, most_answers: int) -> list[tuple[Group, ...]]:
+  """Longest first, each into the row it leaves the least room in; a row has room for tokens and for answers."""
+  rows: list[list[Group]] = []
+  open_rows: list[tuple[int, int, int]] = []  # (room for tokens, row, room for answers), ascending
+  for tokens, answers, group in sorted(bundles, key=lambda b: -b[0]):
+    place = bisect.bisect_left(open_rows, (tokens, -1, -1))
+    while place < len(open_rows) and open_rows[place][2] < answers:
+      place += 1
+    if place < len(open_rows):
+      room, row, answer_room = open_rows.pop(place)
+    else:
+      room, row, answer_room = row_tokens, len(rows), most_answers
+      rows.append([])
+    rows[row].append(group)
+    bisect.insort(open_rows, (room - tokens, row, answer_room - answers))
+  return list(map(tuple, rows))
