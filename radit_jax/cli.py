@@ -27,6 +27,7 @@ from radit_jax.process import keep_heap, keep_programs
 VERBS: dict[str, tuple[str, str, type]] = {
   "quickstart": ("radit_jax.quickstart", "quickstart", configs.QuickstartConfig),
   "run": ("radit_jax.verbs.run", "run", configs.RunConfig),
+  "download": ("radit_jax.verbs.download", "download", configs.DownloadConfig),
   "prepare": ("radit_jax.verbs.prepare", "prepare", configs.PrepareConfig),
   "index": ("radit_jax.verbs.index", "index", configs.IndexConfig),
   "retrieve": ("radit_jax.verbs.retrieve", "retrieve", configs.RetrieveConfig),
@@ -43,7 +44,7 @@ VERBS: dict[str, tuple[str, str, type]] = {
 #: Verbs that compute over all devices of all processes; the others work on files, in one.
 TOGETHER = ("run", "prepare", "index", "retrieve", "score", "train-generator", "train-retriever", "evaluate", "ask")
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.
-LEADING = {"ask": "question", "inspect": "what", "export": "run", "convert": "source"}
+LEADING = {"ask": "question", "inspect": "what", "export": "run", "convert": "source", "download": "sets"}
 #: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.
 _PATH_ERRORS = {
   *(errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),

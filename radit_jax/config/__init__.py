@@ -32,6 +32,7 @@ from radit_jax.config.shared import (
 from radit_jax.config.verbs import (
   AskConfig,
   ConvertConfig,
+  DownloadConfig,
   EvaluateConfig,
   ExportConfig,
   IndexConfig,
@@ -49,6 +50,7 @@ __all__ = [
   "ConvertConfig",
   "CorpusFormat",
   "Direction",
+  "DownloadConfig",
   "Dtype",
   "EmbeddingOptions",
   "EvaluateConfig",

@@ -477,3 +477,23 @@ class ConvertConfig:
 
   def __post_init__(self) -> None:
     local_paths(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class DownloadConfig:
+  """Downloads data sets from where their authors keep them, checked and resumable, or lists them.
+
+  Attributes:
+    sets: names of sets, as --list shows them.
+    data: directory that gets a folder for each set.
+    mix: the sets of this mix too: "paper" (Lin et al.), or "permissive", those of it that allow commercial use.
+    list: show what is needed, what is there and what must be fetched by hand, and download nothing.
+  """
+
+  sets: tuple[str, ...] = ()
+  data: str = "data"
+  mix: Literal["paper", "permissive"] | None = None
+  list: bool = False
+
+  def __post_init__(self) -> None:
+    local_paths(self)
