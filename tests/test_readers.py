@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 import typing
@@ -103,6 +104,43 @@ def test_splits(tmp_path, name, split, count):
   assert len(list(read_examples(path, format=name, split=split))) == count
   with pytest.raises(UserError, match=r"no split 'other'|no questions in it"):
     list(read_examples(path, format=name, split="other"))
+
+
+def test_ecqa_is_joined_with_commonsense_qa_as_its_authors_do(tmp_path):
+  """From the folder of the distribution come the examples of the table that the authors' script makes of it."""
+  asked = {"stem": "Where does a boat lie?", "question_concept": "boat"}
+  words = ("barn", "sea", "drawer", "sky", "oven")
+  choices = [{"label": label, "text": word} for label, word in zip("ABCDE", words, strict=True)]
+  question = {"id": "e1", "answerKey": "B", "question": asked | {"choices": choices}}
+  reason = {
+    "id": "e1",
+    "positives": ["Boats float"],
+    "negatives": ["x"],
+    "explanation": "Boats float, so they lie at sea.",
+  }
+  files = {
+    "cqa/train_rand_split.jsonl": jsonl(
+      question, question | {"id": "e2", "question": asked | {"choices": choices[:4]}}
+    ),
+    "cqa/dev_rand_split.jsonl": jsonl(question | {"id": "e3", "answerKey": "A"}),
+    "ecqa.jsonl": jsonl(reason, reason | {"id": "e2"}, reason | {"id": "e3"}, reason | {"id": "e9"}),
+    "author_split/train_ids.txt": "e1\ne2\ne9\n",
+    "author_split/val_ids.txt": "e3\n",
+  }
+  for name, content in files.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+  skipped = Skipped()
+  read = functools.partial(read_examples, tmp_path, format="ecqa", on_error="skip", skipped=skipped)
+  assert list(read(split="train")) == ORIGINALS["ecqa"][2]
+  assert skipped.counts == {"choices that are not A to E": 1, "no such question in CommonsenseQA": 1}
+  assert [e.answers[1:] for e in read(split="val")] == [("A", "barn")]
+  assert [e.id for e in read()] == ["e1", "e3"]
+  with pytest.raises(UserError, match=r"no split 'dev'; ECQA has train, val and test"):
+    list(read(split="dev"))
+  table = write(tmp_path, "ecqa")
+  with pytest.raises(UserError, match=r"one table, so no split 'train'"):
+    list(read_examples(table, format="ecqa", split="train"))
 
 
 def test_beir_splits(tmp_path):

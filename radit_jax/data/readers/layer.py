@@ -55,17 +55,6 @@ def tree(steps: str, make: Mapping, files: str = "", *, prepared: Mapping | None
   return Reader(lambda path, _: records.read_tree(path, steps), make, files, prepared=prepared)
 
 
-def table(
-  make: Mapping, delimiter: str, columns: tuple[str, ...] = (), *, quoted: bool = True, files: str = ""
-) -> Reader:
-  """Rows of cells."""
-
-  def read(path: pathlib.Path, _: str | None) -> Iterator[Located]:
-    return alone(records.read_table(path, delimiter=delimiter, columns=columns, quoted=quoted))
-
-  return Reader(read, make, files)
-
-
 def labelled(make: Callable[[dict[str, Any], str], Example], suffix: str = "-labels.lst") -> Reader:
   """Lines of JSON, whose right answers stand line by line in a file of their own beside it."""
 

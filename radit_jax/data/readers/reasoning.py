@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from radit_jax.data import records
-from radit_jax.data.fields import an_object, optional_text, text, texts, truth
+from radit_jax.data.fields import an_object, field, optional_text, text, texts, truth
 from radit_jax.data.policy import BadRecord, Located
 from radit_jax.data.readers.example import Example, chosen, reasoned
-from radit_jax.data.readers.layer import Reader, lines, table, tree
+from radit_jax.data.readers.layer import Reader, alone, lines, tree
 from radit_jax.errors import UserError
 
 _AQUA_OPTION = re.compile(r"\s*([A-E])\s*\)(.*)", re.DOTALL)
@@ -28,6 +28,59 @@ def _aqua_rat(record: dict[str, Any]) -> Example:
     category="reasoning",
     choices=options,
   )
+
+
+def _ecqa_records(path: pathlib.Path, split: str | None) -> Iterator[Located]:
+  """The table that the authors' script makes, or their folder before that: reasoning, and CommonsenseQA in `cqa/`."""
+  if not path.is_dir():
+    if split is not None:
+      raise UserError(f"{path}: one table, so no split {split!r}; give the folder of ecqa.jsonl")
+    yield from alone(records.read_table(path, delimiter=","))
+    return
+  ids = None if split is None else _split_ids(path / "author_split", split)
+  questions: dict[str, dict[str, Any]] = {}
+  for name in ("train_rand_split.jsonl", "dev_rand_split.jsonl"):
+    for place, record in records.read_lines(path / "cqa" / name):
+      if isinstance(record, BadRecord):
+        yield place, record
+      elif isinstance(record.get("id"), str):
+        questions[record["id"]] = record
+  for place, record in records.read_lines(path / "ecqa.jsonl"):
+    if isinstance(record, BadRecord):
+      yield place, record
+    elif ids is None or not isinstance(record.get("id"), str) or record["id"] in ids:
+      try:
+        yield place, (_joined(record, questions),)
+      except BadRecord as e:
+        yield place, e
+
+
+def _split_ids(folder: pathlib.Path, split: str) -> set[str]:
+  path = folder / f"{split}_ids.txt"
+  if not path.is_file():
+    raise UserError(f"{path}: no such file, so no split {split!r}; ECQA has train, val and test")
+  return {line.strip() for _, line in records.read_text_lines(path) if isinstance(line, str)}
+
+
+def _joined(record: dict[str, Any], questions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+  """A row as the authors' table has it."""
+  name = text(record, "id")
+  if name not in questions:
+    raise BadRecord(f"question {name!r} is not in CommonsenseQA's files", reason="no such question in CommonsenseQA")
+  whole = questions[name]
+  asked = field(whole, "question", dict) or {}
+  choices = {
+    text(choice, "label"): text(choice, "text")
+    for choice in field(asked, "choices", list) or []
+    if isinstance(choice, dict)
+  }
+  if list(choices) != list("ABCDE"):
+    raise BadRecord(
+      f"question {name!r} has choices {list(choices)}, must be A to E", reason="choices that are not A to E"
+    )
+  options = {f"q_op{i}": choice for i, choice in enumerate(choices.values(), 1)}
+  right = choices.get(text(whole, "answerKey"), "")
+  return {"q_no": name, "q_text": asked.get("stem"), "q_ans": right, "taskB": record.get("explanation")} | options
 
 
 def _ecqa(row: dict[str, Any]) -> Example:
@@ -118,7 +171,7 @@ def _strategyqa(record: dict[str, Any]) -> Example:
 
 REASONING = {
   "aqua_rat": lines(_aqua_rat, "*.json"),
-  "ecqa": table(_ecqa, ","),
+  "ecqa": Reader(_ecqa_records, _ecqa, splits=True),
   "gsm8k": lines(_gsm8k, prepared=_gsm8k),
   "competition_math": Reader(_problems, _competition_math, "*.json"),
   "strategyqa": tree("[]", _strategyqa),
