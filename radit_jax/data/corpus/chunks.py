@@ -24,13 +24,17 @@ _THAI = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60
 _THAI_MARKS = "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ecd\u102b-\u103e\u17b6-\u17d3"
 _HAN_OPENING = "（［｛「『〈《【〔〖〘〚"
 _HAN_MARKS = "、。〃〉》」』】〕〗〙〛〜・！％），．：；？］｝～…"
-_UNSPACED = re.compile(f"[{_HAN}{_THAI}]")
+UNSPACED = re.compile(f"[{_HAN}{_THAI}]")
 _WORD = re.compile(f"[{_HAN_OPENING}]*[{_HAN}][{_HAN_MARKS}]*|[{_THAI}]{{1,4}}[{_THAI_MARKS}]*|[^\\s{_HAN}{_THAI}]+")
 # First bytes of those characters in UTF-8.
 _UNSPACED_BYTES = bytes([0xE0, 0xE1, *range(0xE3, 0xF5)])
 _SPACED_WORD = re.compile(r"\S+")
 
-_CLOSING = "\"'”’»›)\\]」』）】〉》"
+#: Full stops behind which a sentence ends, before white space; those of other scripts; what may follow one.
+STOPS = ".!?…"
+OTHER_STOPS = "。！？｡．؟۔।॥։።၊။។๚๛"
+CLOSING = "\"'”’»›)]」』）】〉》"
+_CLOSING = CLOSING.replace("]", "\\]")
 # A sentence ends with one of these and white space; with the full stops of Chinese and Japanese, no white space is
 # needed. Initials and titles end none. A blank line ends one too, since headings have no full stop. The first character
 # class is what makes this fast: `re` looks for nothing else until it has found one.
@@ -106,7 +110,7 @@ def _unspaced(text: str) -> bool:
   if text.isascii():
     return False
   raw = text.encode("utf-8", "surrogatepass")
-  return len(raw.translate(None, _UNSPACED_BYTES)) != len(raw) and _UNSPACED.search(text) is not None
+  return len(raw.translate(None, _UNSPACED_BYTES)) != len(raw) and UNSPACED.search(text) is not None
 
 
 def cut(text: str, limit: Limit, *, title: str = "") -> list[str]:
@@ -201,7 +205,7 @@ def _pieces(text: str, size: int, measure: Measure, unspaced: bool) -> list[str]
     parts = _between(text, bounds)
     begin = [b - len(part.lstrip()) for b, part in zip(bounds[1:], parts, strict=True)]
     end = [a + len(part.rstrip()) for a, part in zip(bounds, parts, strict=False)]
-  starts = _choose(begin, end, size)
+  starts = choose(begin, end, size)
   return [text[bounds[i] : bounds[j]].strip() for i, j in itertools.pairwise([*starts, len(sizes)])]
 
 
@@ -230,7 +234,7 @@ def _finer(
   return out, out_sizes
 
 
-def _choose(begin: Sequence[int], end: Sequence[int], size: int) -> list[int]:
+def choose(begin: Sequence[int], end: Sequence[int], size: int) -> list[int]:
   """First part of each piece.
 
   Filling every piece from the front gives the fewest pieces, and the latest place of each cut; filling them from the

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import itertools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from radit_jax.data.corpus.chunks import Limit
 from radit_jax.data.corpus.documents import Document, metadata_of, sectioned
 from radit_jax.data.corpus.formats import Block, read_block
 from radit_jax.data.corpus.serialized import digest, example, feature, metadata_text
+from radit_jax.data.corpus.spaced import cut_all
 from radit_jax.data.corpus.table import numbers
 from radit_jax.data.policy import BadRecord, Skipped
 
@@ -22,6 +24,12 @@ from radit_jax.data.policy import BadRecord, Skipped
 PIECE = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u4")])
 #: A document of a block: the digest of its id, its number, the number of its first piece and how many it has.
 BLOCK_DOCUMENT = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u4"), ("first", "<u4"), ("count", "<u4")])
+
+
+#: Documents cut together.
+_TOGETHER = 256
+#: Where a document stands, the document, and its headings with their pieces.
+Cut = tuple[str, Document, list[tuple[str, list[str]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +84,11 @@ class Scanner:
   limit: Limit
   wanted: Wanted
 
-  def documents(self, block: Block, skipped: Skipped) -> Iterator[tuple[str, Document, list[tuple[str, list[str]]]]]:
+  def documents(self, block: Block, skipped: Skipped) -> Iterator[Cut]:
     """Place, document, and headings with pieces; what is no good goes to ``skipped``."""
+    if self.limit.unit == "words":
+      yield from self._together(block, skipped)
+      return
     for place, document in read_block(block, self.format):
       try:
         if isinstance(document, BadRecord):
@@ -87,6 +98,20 @@ class Scanner:
         skipped.add(place, e)
         continue
       yield place, document, sections
+
+  def _together(self, block: Block, skipped: Skipped) -> Iterator[Cut]:
+    """Cuts many documents at a time, which cannot fail for one of them where words are counted."""
+    read = iter(read_block(block, self.format))
+    while batch := list(itertools.islice(read, _TOGETHER)):
+      good = []
+      for place, document in batch:
+        if isinstance(document, BadRecord):
+          skipped.add(place, document)
+        else:
+          good.append((place, document))
+      pieces = cut_all([text for _, document in good for _, text in document.sections], self.limit)
+      for place, document in good:
+        yield place, document, [(heading, next(pieces)) for heading, _ in document.sections]
 
   def __call__(self, index: int, block: Block) -> Scanned:
     """Reads a block and writes its files, the one that says that it is finished last."""
