@@ -126,15 +126,16 @@ class Scanner:
       first = len(records)
       single = sum(len(found) for _, found in sections) == 1
       title = feature("title", document.title.encode())
+      identifier = document.id.encode()
       for heading, found in sections:
         metadata = feature("metadata", metadata_text(metadata_of(document, heading)))
         seen = f"{document.title}\n{heading}\n".encode()
         for piece in found:
-          name = document.id if single else f"{document.id}/{len(records) - first}"
+          name = identifier if single else b"%s/%d" % (identifier, len(records) - first)
           text = piece.encode()
-          records.append(example(feature("id", name.encode()), metadata, feature("text", text), title))
+          records.append(example(feature("id", name), metadata, feature("text", text), title))
           pieces.append(digest(seen + text))
-      names.append(digest(document.id.encode()))
+      names.append(digest(identifier))
       spans.append((first, len(records) - first))
       if document.id in self.wanted.ids:
         titles.setdefault(document.id, document.title)
@@ -152,11 +153,13 @@ class Scanner:
     span = np.array(spans, np.int64).reshape(-1, 2)
     entries = _sorted(BLOCK_DOCUMENT, high, low, number=np.arange(len(names)), first=span[:, 0], count=span[:, 1])
     files.write_atomic(block_file(self.work, index, "documents"), entries.tobytes())
+    content = hashlib.sha256(lengths.tobytes())
+    content.update(joined)
     scanned = Scanned(
       pieces=len(records),
       documents=len(names),
       record_bytes=len(joined),
-      digest=hashlib.sha256(lengths.tobytes() + joined).hexdigest(),
+      digest=content.hexdigest(),
       skipped=skipped,
       titles=titles,
       texts=texts,

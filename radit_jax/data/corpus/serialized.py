@@ -13,6 +13,9 @@ SHARD = "radit_passages/1.0.0/radit_passages-rows.array_record-{:05d}-of-{:05d}"
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def digest(text: bytes) -> bytes:
   """16 bytes that stand for a text: two that differ have the same with a probability of 2 ** -128."""
   return hashlib.blake2b(text, digest_size=16).digest()
@@ -31,7 +34,7 @@ def example(*features: bytes) -> bytes:
 
 def metadata_text(metadata: Metadata) -> bytes:
   """Metadata as the store has it."""
-  return json.dumps(dict(metadata), ensure_ascii=False).encode()
+  return _encode(dict(metadata)).encode()
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -5,6 +5,7 @@ one byte, and what can stand at a sentence's end is looked for in all texts toge
 this knows too little, such as those of Chinese or Thai, are left to the other way.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from radit_jax.data.corpus.chunks import CLOSING, OTHER_STOPS, STOPS, UNSPACED, 
 
 _SPACE, _END, _CLOSING, _OTHER, _NEWLINE = 1, 2, 4, 8, 16
 #: Characters of texts that are looked at together; what is made of them fits the cache of a CPU.
-_TOGETHER = 1 << 17
+_TOGETHER = 1 << 18
 #: Before the first text, so that what stands before any character can be asked for.
 _MARGIN = "\n" * 4
 _TWO = [ord(word[0]) << 8 | ord(word[1]) for word in ("Dr", "Mr", "Ms", "St", "vs", "No")]
@@ -49,83 +50,103 @@ def cut_all(texts: Sequence[str], limit: Limit) -> Iterator[list[str]]:
 
 def _cut_batch(texts: list[str], limit: Limit) -> Iterator[list[str]]:
   long = [text for text in texts if len(text) > limit.size]
-  found = iter(_measured(long, limit.size) if long else ())
+  joined = "\n".join([_MARGIN, *long, ""])
+  if not joined.isascii() and not _is_narrow(joined):
+    narrow = [_is_narrow(text) for text in texts]
+    found = _cut_batch([text for text, fits in zip(texts, narrow, strict=True) if fits], limit)
+    yield from (next(found) if fits else cut(text, limit) for text, fits in zip(texts, narrow, strict=True))
+    return
+  measured = _measure(joined, long, limit.size)
+  number = 0
   for text in texts:
     if len(text) <= limit.size:
       yield [text] if text else []
-    elif (measure := next(found)) is None:
+      continue
+    first, last = measured.spans[number]
+    if number in measured.left:
       yield cut(text, limit)
+    elif measured.words[last] - measured.words[first] <= limit.size:
+      yield [text]
     else:
-      bounds, words = measure
-      if words[-1] <= limit.size:
-        yield [text]
-      else:
-        starts = [bounds[i] for i in choose(words[:-1], words[1:], limit.size)]
-        yield [text[a:b].strip() for a, b in itertools.pairwise([*starts, len(text)])]
+      chosen = choose(measured.words[first:last], measured.words[first + 1 : last + 1], limit.size)
+      starts = [measured.bounds[first + i] for i in chosen]
+      yield [joined[a:b].strip() for a, b in itertools.pairwise([*starts, measured.bounds[last]])]
+    number += 1
 
 
-def _measured(texts: list[str], size: int) -> list[tuple[list[int], list[int]] | None]:
-  """Where the sentences of texts end, and how many words stand before each end.
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+  """Texts one behind the other, with line breaks between them.
 
-  Returns:
-    For each text, bounds from 0 to its length and the words before each of them; None where a character is not known
-    here, or a sentence has more than ``size`` words.
+  Attributes:
+    bounds: where sentences end; and of each text, where it begins and ends.
+    words: that begin before each bound.
+    spans: of each text, the first bound and the last.
+    left: numbers of texts with a character that is not known here, or a sentence above the limit.
   """
-  joined = "\n".join([_MARGIN, *texts, ""])
+
+  bounds: list[int]
+  words: list[int]
+  spans: list[tuple[int, int]]
+  left: set[int]
+
+
+def _is_narrow(text: str) -> bool:
+  """Whether a text has no character of two units in UTF-16, where places would not be those of characters."""
+  return len(text.encode("utf-16-le", "surrogatepass")) == 2 * len(text)
+
+
+def _measure(joined: str, texts: list[str], size: int) -> _Measured:
   table = _table()
   if joined.isascii():
     raw = joined.encode("ascii")
     codes, classes = np.frombuffer(raw, np.uint8), np.frombuffer(raw.translate(table[:256].tobytes()), np.uint8)
+    places = np.flatnonzero(classes > _SPACE)
   else:
-    raw = joined.encode("utf-16-le", "surrogatepass")
-    if len(raw) != 2 * len(joined):  # a character of two units: places would not be those of characters
-      return [_measured([text], size)[0] if max(text) <= "\uffff" else None for text in texts]
-    codes = np.frombuffer(raw, np.uint16)
-    low = np.minimum(codes, 255).astype(np.uint8)
-    classes = np.frombuffer(bytearray(low.tobytes().translate(table[:256].tobytes())), np.uint8)
-    high = np.flatnonzero(codes > 255)
-    classes[high] = table[codes[high]]
+    codes = np.frombuffer(joined.encode("utf-16-le", "surrogatepass"), "<u2")
+    low = bytearray(np.minimum(codes, 255).astype(np.uint8))
+    classes = np.frombuffer(low.translate(table[:255].tobytes() + bytes([_OTHER])), np.uint8)
+    places = np.flatnonzero(classes > _SPACE)
+    classes[places] = table[codes[places]]  # those that are looked up one by one, and again the few others
   space = (classes & _SPACE).view(bool)
-  # words[i]: how many begin before character i
-  begins = space[:-1] & ~space[1:]
+  # words[i]: how many begin at character i or before
   words = np.empty(len(codes), np.int32)
   words[0] = 0
-  np.cumsum(begins, dtype=np.int32, out=words[1:])
-  ends = _sentence_ends(codes, classes, space)
+  np.cumsum(space[:-1] > space[1:], dtype=np.int32, out=words[1:])
+  kinds = classes[places]
   first = np.cumsum([len(_MARGIN) + 1, *(len(text) + 1 for text in texts)])
   last = first[1:] - 1
-  # Every text ends somewhere, whether its last sentence does or not.
-  bounds = np.unique(np.concatenate([ends, first[:-1], last]))
-  before = words[bounds - 1]  # a word begins behind white space, and none begins at a bound but the first one
-  stops = np.searchsorted(bounds, last, "right")
-  starts = np.searchsorted(bounds, first[:-1])
-  large = np.flatnonzero(np.diff(before) > size)
-  odd = np.flatnonzero(classes & _OTHER)
-  left = set(np.searchsorted(last, bounds[large], "right").tolist())
-  left |= set(np.searchsorted(last, odd, "right").tolist())
-  return [
-    None if n in left else ((bounds[a:b] - origin).tolist(), (before[a:b] - before[a]).tolist())
-    for n, (a, b, origin) in enumerate(zip(starts.tolist(), stops.tolist(), first.tolist(), strict=False))
-  ]
+  ends = _sentence_ends(codes, classes, places, kinds)
+  bounds = np.unique(np.concatenate([*ends, first[:-1], last]))
+  before = words[bounds - 1]  # a bound is at white space, or begins a text
+  large = bounds[np.flatnonzero(np.diff(before) > size)]
+  left = np.searchsorted(last, np.concatenate([large, places[kinds == _OTHER]]), "right")
+  spans = zip(np.searchsorted(bounds, first[:-1]).tolist(), np.searchsorted(bounds, last).tolist(), strict=True)
+  return _Measured(bounds.tolist(), before.tolist(), list(spans), set(left.tolist()))
 
 
-def _sentence_ends(codes: np.ndarray, classes: np.ndarray, space: np.ndarray) -> np.ndarray:
+def _sentence_ends(
+  codes: np.ndarray, classes: np.ndarray, places: np.ndarray, kinds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Places of white space behind a sentence, and of line breaks that end a blank line, in all texts together."""
-  marks = classes & (_END | _CLOSING)
-  at = np.flatnonzero(space[1:] & (marks[:-1] != 0)) + 1  # white space behind a mark
-  last, before = marks[at - 1], marks[at - 2]
-  good = (last == _END) & ((before != 0) | ~_abbreviated(codes, at - 1))
-  # A closing character: what it closes must end in a mark.
+  marks = places[(kinds & (_END | _CLOSING)) != 0]
+  at = marks[(classes[marks + 1] & _SPACE) != 0]  # the last mark before white space
+  last, before = classes[at], classes[at - 1]
+  good = (last == _END) & (_is_mark(before) | ~_abbreviated(codes, at))
+  # A closing character: what it closes must end in a full stop.
   closed = np.flatnonzero(last == _CLOSING)
-  place = at[closed] - 2
+  place = at[closed] - 1
   while len(closed):
-    mark = marks[place]
-    found = mark == _END
-    good[closed[found]] = (marks[place[found] - 1] != 0) | ~_abbreviated(codes, place[found])
-    closed, place = closed[mark == _CLOSING], place[mark == _CLOSING] - 1
-  breaks = np.flatnonzero(classes & _NEWLINE)
-  following = breaks[1:][_blank(codes, breaks)]
-  return np.concatenate([at[good], following])
+    found = classes[place] == _END
+    good[closed[found]] = _is_mark(classes[place[found] - 1]) | ~_abbreviated(codes, place[found])
+    further = classes[place] == _CLOSING
+    closed, place = closed[further], place[further] - 1
+  breaks = places[kinds == (_NEWLINE | _SPACE)]
+  return at[good] + 1, breaks[1:][_blank(codes, breaks)]
+
+
+def _is_mark(classes: np.ndarray) -> np.ndarray:
+  return (classes & (_END | _CLOSING)) != 0
 
 
 def _abbreviated(codes: np.ndarray, at: np.ndarray) -> np.ndarray:
