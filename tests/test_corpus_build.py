@@ -222,6 +222,44 @@ def test_bad_documents_stop_or_are_counted(tmp_path):
     build(tmp_path / "q", path)
 
 
+LONG = "One two three four. Five six seven eight. Nine ten eleven twelve. "  # two pieces of at most 8 words
+
+
+@pytest.mark.parametrize("partition", [1, 3, 1 << 20])
+def test_a_document_called_as_a_piece_of_another_one_is_told(tmp_path, partition):
+  """The store of the rest is the one that is made without such documents; they may stand before or behind the other."""
+  documents = [
+    {"id": "z/1", "text": "Called as a piece of what stands behind it."},
+    *({"id": f"d{n}", "text": f"{LONG}{n}"} for n in range(30)),
+    {"id": "z", "text": LONG},
+    {"id": "z/2", "text": "The other one has only two pieces."},
+    {"id": "z/01", "text": "No piece is called so."},
+    {"id": "single", "text": "One piece."},
+    {"id": "single/0", "text": "The only piece of a document has its name."},
+    *({"id": f"d{n}/0", "text": f"{LONG} again {n}"} for n in range(9)),
+    {"id": "d3/0/1", "text": "The other one is left out itself, and yet this is, too."},
+    {"id": "none/0", "text": "Nothing is called none."},
+  ]
+  bad = {"z/1", *(f"d{n}/0" for n in range(9)), "d3/0/1"}
+  path = write_corpus(tmp_path / "c.jsonl", documents)
+  with pytest.raises(UserError, match=rf"^{path}:1: id 'z/1' is that of a piece of the document at {path}:32; correct"):
+    build(tmp_path / "p", path, partition=partition)
+  made, counts = build(tmp_path / "p", path, on_error="skip", partition=partition)
+  assert made.skipped.counts == {"an id that a piece of another document has": len(bad)}
+  assert len(made.skipped.examples["an id that a piece of another document has"]) == 5
+  good = [document for document in documents if document["id"] not in bad]
+  build(tmp_path / "q", write_corpus(tmp_path / "good.jsonl", good))
+  store, expected = PassageStore(tmp_path / "p"), PassageStore(tmp_path / "q")
+  assert list(store) == list(expected)
+  assert len({passage.id for passage in store}) == len(store)
+  assert counts.documents == len(good)
+  for document in good:
+    assert store.rows_of_document(document["id"]) == expected.rows_of_document(document["id"])
+  for name in bad:
+    with pytest.raises(UserError, match="no document"):
+      store.rows_of_document(name)
+
+
 def test_nothing_left_is_an_error(tmp_path):
   path = tmp_path / "c.jsonl"
   path.write_text("{broken\n")

@@ -2,14 +2,16 @@
 
 import functools
 import itertools
+import random
 import string
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from radit_jax.data.corpus import Document, Limit, chunk
+from radit_jax.data.corpus import Document, Limit, chunk, spaced
 from radit_jax.data.corpus.chunks import TokenCount, count_words, cut
+from radit_jax.data.corpus.spaced import cut_all
 from radit_jax.data.policy import BadRecord
 from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
@@ -270,3 +272,40 @@ def test_passages_keep_title_metadata_and_section_and_never_cross_one():
   ]
   assert passages[1].full_text == "Orlen: History\nFour five six."
   assert [p.id for p in chunk(Passage("e", "", "One."), Limit(3))] == ["e"]
+
+
+ATOMS = {
+  12: ("a", "word", " ", "."),
+  2: ("Dr", "Mr", "Mrs", "etc", "vs", "No", "St", "A", "B", "é", "éA", "–A", "_A", "3A", "x.y", "\n", "\n\n", "!", "?"),
+  1: ("  ", "\n \n", "\n\t\u3000\n", "\r\n", "\u00a0", "\u2009", "\u2028", "\x1c", "\x85", "…", "...", "?!", "(", "“"),
+  0.7: (")", "]", '"', "'", "”", "’", "»", ".”", "!)", "Ω", "ÿ", "Ā", "。"),
+  0.1: ("中", "๛", "ไทย", "！", "｡", "։", "؟", "．", "\U0001f600", "\ud800", "၊"),
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_texts_cut_together_are_those_cut_alone(seed, monkeypatch):
+  """The other way round every rule of sentences: abbreviations, what closes, blank lines, all kinds of white space."""
+  draw = random.Random(seed)
+  atoms = [(atom, weight) for weight, of in ATOMS.items() for atom in of]
+  names, weights = zip(*atoms, strict=True)
+  monkeypatch.setattr(spaced, "_TOGETHER", draw.choice([1, 100, 5000]))
+  for _ in range(60):
+    texts = ["".join(draw.choices(names, weights, k=draw.randrange(0, 250))) for _ in range(draw.randrange(1, 30))]
+    limit = Limit(draw.choice([1, 2, 5, 10, 20, 50, 500]))
+    assert list(cut_all(texts, limit)) == [cut(text, limit) for text in texts]
+
+
+def test_most_texts_are_not_left_to_the_other_way(monkeypatch):
+  left = []
+  monkeypatch.setattr(spaced, "cut", lambda text, limit: left.append(text) or cut(text, limit))
+  texts = [f"It cost 5 € in “{n}” – so much! Dr. Å. said: no… Or «yes»? Nobody knows; so we go. " * 5 for n in range(9)]
+  far = "A grin \U0001f600 is far away. So are others. " * 9
+  assert list(cut_all([*texts, far, "猫が好きです。" * 20], Limit(20)))[-1][0].startswith("猫")
+  assert left == [far.strip(), "猫が好きです。" * 20]
+
+
+def test_other_units_are_cut_one_by_one():
+  texts = ["One two three. Four five six. ", "", "Seven."]
+  limit = Limit(15, "characters")
+  assert list(cut_all(texts, limit)) == [cut(text, limit) for text in texts]

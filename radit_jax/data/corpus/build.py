@@ -109,6 +109,7 @@ class Build:
       "limit": [limit.size, limit.unit],
       "wanted": hashlib.sha256(names).hexdigest(),
       "sizes": [block_bytes, shard_bytes],
+      "files": 2,  # how a block is kept; another way must not be continued
     }
     self._block_bytes, self._shard_bytes, self._partition = block_bytes, shard_bytes, partition
     self._scanned: list[Scanned] = []
@@ -148,8 +149,8 @@ class Build:
       raise formats.no_documents(self.corpus, self.skipped.total())
     out = self.work / "store"
     out.mkdir(exist_ok=True)
-    pieces, documents = ([getattr(s, name) for s in self._scanned] for name in ("pieces", "documents"))
-    self._merged = merge(self.work, out, pieces, documents, partition=self._partition)
+    counts = ([getattr(s, name) for s in self._scanned] for name in ("pieces", "documents", "numbered"))
+    self._merged = merge(self.work, out, *counts, partition=self._partition)
     self._say_repeated(self._merged)
 
   def _open(self) -> None:
@@ -223,7 +224,7 @@ class Build:
     return shards
 
   def _say_repeated(self, merged: Merged) -> None:
-    """Names documents whose id another one had, which is known only after all of them."""
+    """Names documents whose id another one had, or a piece of another one, which is known only after all of them."""
     first = list(itertools.accumulate((s.documents for s in self._scanned), initial=0))
     wanted = sorted({n for pair in merged.repeated for n in pair})
     found: dict[int, tuple[str, str]] = {}
@@ -234,14 +235,19 @@ class Build:
       if index in indexes:
         good = enumerate(self._scanner.documents(block, Skipped()), first[index])
         found |= {n: (place, document.id) for n, (place, document, _) in good if n in wanted}
+    untold = {False: merged.num_repeated - merged.num_named, True: merged.num_named}
     for n, earlier in merged.repeated:
       place, name = found[n]
-      problem = formats.already_used(name, found[earlier][0])
+      other_place, other = found[earlier]
+      by_a_piece = other != name
+      problem = (formats.used_by_a_piece if by_a_piece else formats.already_used)(name, other_place)
+      untold[by_a_piece] -= 1
       if self.on_error == "strict":
         raise UserError(f"{place}: {problem}; correct it, or leave such records out with --on-error skip")
       self.skipped.add(place, problem)
-    if merged.repeated:
-      self.skipped.counts[problem.reason] += merged.num_repeated - len(merged.repeated)
+    for by_a_piece, problem in ((False, formats.already_used("", "")), (True, formats.used_by_a_piece("", ""))):
+      if untold[by_a_piece]:
+        self.skipped.counts[problem.reason] += untold[by_a_piece]
 
 
 @dataclasses.dataclass(frozen=True)

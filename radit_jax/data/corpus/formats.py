@@ -431,6 +431,13 @@ def already_used(name: str, place: str) -> BadRecord:
   return BadRecord(f"id {name!r} was already used at {place}", reason="an id that was already used")
 
 
+def used_by_a_piece(name: str, place: str) -> BadRecord:
+  """A document with the id that a piece of another one gets."""
+  return BadRecord(
+    f"id {name!r} is that of a piece of the document at {place}", reason="an id that a piece of another document has"
+  )
+
+
 def no_documents(path: str | os.PathLike[str], left_out: int) -> UserError:
   """A corpus in which nothing is left."""
   return UserError(

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from radit_jax.data.corpus.scan import BLOCK_DOCUMENT, PIECE, block_file
+from radit_jax.data.corpus.scan import BLOCK_DOCUMENT, NUMBERED, PIECE, block_file
 from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, read_array
 
 #: Digests that are sorted at a time.
 PARTITION = 1 << 20
-#: A document whose id another one had before: numbers of both, and the pieces that go with it. Sorted by number.
+#: A document whose id another one had before, or has a piece of: numbers of both, and the pieces that go with it.
 _REPEATED = np.dtype([("number", "<u8"), ("earlier", "<u8"), ("first", "<u8"), ("count", "<u4")])
+#: A document called as a piece of another one, and the number of that one.
+_NAMED = np.dtype([("number", "<u8"), ("document", "<u8")])
 _PAIR = np.dtype([("ordinal", "<u8"), ("kept", "<u8")])
 
 
@@ -25,14 +27,17 @@ class Merged:
   """What is left out.
 
   Attributes:
-    repeated: ``(number, earlier number)`` of the first documents whose id another one had before.
+    repeated: ``(number, number of the other)`` of the first documents whose id another one had before, or a piece of
+      another one has.
     num_repeated: how many there are.
+    num_named: of these, how many are called as a piece of another one.
     num_duplicates: pieces that stood before, those documents aside.
     left_out: ordinals left out of each block.
   """
 
   repeated: list[tuple[int, int]]
   num_repeated: int
+  num_named: int
   num_duplicates: int
   left_out: list[int]
 
@@ -42,6 +47,7 @@ def merge(
   out: pathlib.Path,
   pieces: Sequence[int],
   documents: Sequence[int],
+  numbered: Sequence[int],
   *,
   partition: int = PARTITION,
   examples: int = 5,
@@ -53,6 +59,7 @@ def merge(
     out: directory of the tables.
     pieces: of each block.
     documents: of each block.
+    numbered: documents of each block whose id a piece may have.
     partition: entries sorted at a time, about.
     examples: how many repeated documents are named.
   """
@@ -60,9 +67,13 @@ def merge(
   first_document = list(itertools.accumulate(documents, initial=0))
   runs = work / "runs"
   runs.mkdir(exist_ok=True)
+  named = _named_as_pieces(work, documents, numbered, first_document, partition)
+  num_named = 0
   repeated_runs = []
   with open(out / DOCUMENTS, "wb") as f:
-    for n, entries in enumerate(_partitions(work, "documents", BLOCK_DOCUMENT, documents, partition)):
+    for n, entries in enumerate(
+      _partitions(work, "documents", BLOCK_DOCUMENT, documents, _ranges(documents, partition))
+    ):
       number = np.concatenate([part["number"] + np.uint64(first_document[i]) for i, part in entries])
       first = np.concatenate([part["first"] + np.uint64(first_piece[i]) for i, part in entries])
       rest = np.concatenate([part for _, part in entries])
@@ -73,9 +84,16 @@ def merge(
         table[name] = rest[name][order]
       leaders = _leaders(table["high"], table["low"])
       again = leaders != np.arange(len(order))
+      earlier = number[order][leaders]
+      if len(named):
+        place = np.minimum(np.searchsorted(named["number"], number[order]), len(named) - 1)
+        other = (named["number"][place] == number[order]) & ~again
+        earlier[other] = named["document"][place][other]
+        again |= other
+        num_named += int(np.count_nonzero(other))
       table[~again].tofile(f)
       found = np.empty(np.count_nonzero(again), _REPEATED)
-      found["number"], found["earlier"] = number[order][again], number[order][leaders[again]]
+      found["number"], found["earlier"] = number[order][again], earlier[again]
       found["first"], found["count"] = table["first"][again], table["count"][again]
       repeated_runs.append(_save(runs / f"documents-{n:05d}", np.sort(found, order="number")))
   # In the order of the documents, and so of their pieces.
@@ -89,7 +107,7 @@ def merge(
   counts = np.ascontiguousarray(repeated["count"])
 
   piece_runs = []
-  for n, entries in enumerate(_partitions(work, "pieces", PIECE, pieces, partition)):
+  for n, entries in enumerate(_partitions(work, "pieces", PIECE, pieces, _ranges(pieces, partition))):
     ordinal = np.concatenate([part["number"] + np.uint64(first_piece[i]) for i, part in entries])
     rest = np.concatenate([part for _, part in entries])
     if len(starts):
@@ -123,15 +141,52 @@ def merge(
       found["ordinal"].tofile(ordinals)
       found["kept"].tofile(kept)
       left_out.append(len(found))
-  named = [(int(r["number"]), int(r["earlier"])) for r in repeated[:examples]]
-  return Merged(named, len(repeated), num_duplicates, left_out)
+  shown = [(int(r["number"]), int(r["earlier"])) for r in repeated[:examples]]
+  return Merged(shown, len(repeated), num_named, num_duplicates, left_out)
+
+
+def _named_as_pieces(
+  work: pathlib.Path,
+  documents: Sequence[int],
+  numbered: Sequence[int],
+  first_document: Sequence[int],
+  partition: int,
+) -> np.ndarray:
+  """Documents called as a piece of another one is, with the number of that one; sorted by their own."""
+  parts = [np.empty(0, _NAMED)]
+  if sum(numbered):
+    ranges = _ranges(documents, partition)
+    of_documents = _partitions(work, "documents", BLOCK_DOCUMENT, documents, ranges)
+    of_numbered = _partitions(work, "numbered", NUMBERED, numbered, ranges)
+    for entries, asked in zip(of_documents, of_numbered, strict=True):
+      owner = np.concatenate([part["number"] + np.uint64(first_document[i]) for i, part in entries])
+      owners = np.concatenate([part for _, part in entries])
+      number = np.concatenate([part["number"] + np.uint64(first_document[i]) for i, part in asked])
+      ask = np.concatenate([part for _, part in asked])
+      # Both in one order: the documents with an id, the first one in front, and behind them who is called as a piece.
+      high, low = (np.concatenate([owners[name], ask[name]]) for name in ("high", "low"))
+      is_ask = np.concatenate([np.zeros(len(owners), bool), np.ones(len(ask), bool)])
+      order = np.lexsort((np.concatenate([owner, number]), is_ask, low, high))
+      leader = order[_leaders(high[order], low[order])]
+      wanted = is_ask[order] & (leader < len(owners))
+      mine, theirs = order[wanted] - len(owners), leader[wanted]
+      count = owners["count"][theirs]
+      clash = (count > 1) & (ask["piece"][mine] < count)
+      found = np.empty(np.count_nonzero(clash), _NAMED)
+      found["number"], found["document"] = number[mine[clash]], owner[theirs[clash]]
+      parts.append(found)
+  return np.sort(np.concatenate(parts), order="number")
+
+
+def _ranges(counts: Sequence[int], partition: int) -> int:
+  """How many ranges of digests there are, so that each has about so many entries."""
+  return max(1, -(-sum(counts) // partition))
 
 
 def _partitions(
-  work: pathlib.Path, kind: str, dtype: np.dtype, counts: Sequence[int], partition: int
+  work: pathlib.Path, kind: str, dtype: np.dtype, counts: Sequence[int], ranges: int
 ) -> Iterator[list[tuple[int, np.ndarray]]]:
   """Entries of all blocks, range of digests by range; digests are spread evenly, so are the ranges."""
-  ranges = max(1, -(-sum(counts) // partition))
   bounds = [n * 2**64 // ranges for n in range(ranges)]
   for low, high in itertools.zip_longest(bounds, bounds[1:]):
     out = []

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,10 @@ PIECE = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u4")])
 #: A document of a block: the digest of its id, its number, the number of its first piece and how many it has.
 BLOCK_DOCUMENT = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u4"), ("first", "<u4"), ("count", "<u4")])
 
+
+#: A document called `<id>/<piece>`, as a piece of another one may be: the digest of that id, the piece, its own number.
+NUMBERED = np.dtype([("high", "<u8"), ("low", "<u8"), ("piece", "<u4"), ("number", "<u4")])
+_NUMBERED_ID = re.compile(r"(.*)/(0|[1-9][0-9]{0,8})", re.DOTALL)
 
 #: Documents cut together.
 _TOGETHER = 256
@@ -52,6 +57,7 @@ class Scanned:
   Attributes:
     pieces: how many it has.
     documents: how many it has.
+    numbered: documents whose id a piece of another one may have.
     record_bytes: of all its records.
     digest: of all its records, as hex.
     skipped: what was left out of it.
@@ -61,6 +67,7 @@ class Scanned:
 
   pieces: int
   documents: int
+  numbered: int
   record_bytes: int
   digest: str
   skipped: Skipped
@@ -119,6 +126,7 @@ class Scanner:
     pieces: list[bytes] = []
     names: list[bytes] = []
     spans: list[tuple[int, int]] = []
+    numbered: list[tuple[bytes, int, int]] = []
     titles: dict[str, str] = {}
     texts: dict[str, str] = {}
     skipped = Skipped()
@@ -137,6 +145,8 @@ class Scanner:
           pieces.append(digest(seen + text))
       names.append(digest(identifier))
       spans.append((first, len(records) - first))
+      if "0" <= document.id[-1] <= "9" and (called := _NUMBERED_ID.fullmatch(document.id)):
+        numbered.append((digest(called[1].encode()), int(called[2]), len(names) - 1))
       if document.id in self.wanted.ids:
         titles.setdefault(document.id, document.title)
       if self.wanted.texts and (key := digest(document.text.strip().encode())) in self.wanted.texts:
@@ -153,11 +163,16 @@ class Scanner:
     span = np.array(spans, np.int64).reshape(-1, 2)
     entries = _sorted(BLOCK_DOCUMENT, high, low, number=np.arange(len(names)), first=span[:, 0], count=span[:, 1])
     files.write_atomic(block_file(self.work, index, "documents"), entries.tobytes())
+    high, low = numbers(b"".join(name for name, _, _ in numbered)).T
+    of_numbered = np.array([numbers_of for _, *numbers_of in numbered], np.int64).reshape(-1, 2)
+    entries = _sorted(NUMBERED, high, low, piece=of_numbered[:, 0], number=of_numbered[:, 1])
+    files.write_atomic(block_file(self.work, index, "numbered"), entries.tobytes())
     content = hashlib.sha256(lengths.tobytes())
     content.update(joined)
     scanned = Scanned(
       pieces=len(records),
       documents=len(names),
+      numbered=len(numbered),
       record_bytes=len(joined),
       digest=content.hexdigest(),
       skipped=skipped,
@@ -170,7 +185,7 @@ class Scanner:
 
 
 def block_file(work: pathlib.Path, index: int, kind: str) -> pathlib.Path:
-  """Where the files of a block lie: "records", their "lengths", "pieces", "documents", and "json" for the rest."""
+  """Where the files of a block lie: "records", their "lengths", "pieces", "documents", "numbered", "json"."""
   return work / "blocks" / f"{index:07d}.{kind}"
 
 
