@@ -16,7 +16,7 @@ from radit_jax.config import CorpusFormat
 from radit_jax.data.corpus.chunks import Limit
 from radit_jax.data.corpus.documents import Document, metadata_of, sectioned
 from radit_jax.data.corpus.formats import Block, read_block
-from radit_jax.data.corpus.serialized import digest, example, feature, metadata_text
+from radit_jax.data.corpus.serialized import digest, feature, metadata_text, passage
 from radit_jax.data.corpus.spaced import cut_all
 from radit_jax.data.corpus.table import numbers
 from radit_jax.data.policy import BadRecord, Skipped
@@ -141,7 +141,7 @@ class Scanner:
         for piece in found:
           name = identifier if single else b"%s/%d" % (identifier, len(records) - first)
           text = piece.encode()
-          records.append(example(feature("id", name), metadata, feature("text", text), title))
+          records.append(passage(name, metadata, text, title))
           pieces.append(digest(seen + text))
       names.append(digest(identifier))
       spans.append((first, len(records) - first))

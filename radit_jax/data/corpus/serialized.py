@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from json.encoder import encode_basestring as _quoted
 
 from radit_jax.data.sources import Metadata
 
@@ -11,9 +12,6 @@ SHARD = "radit_passages/1.0.0/radit_passages-rows.array_record-{:05d}-of-{:05d}"
 #: One record in a group, as TFDS wants it for reading at random. Not compressed: a passage alone shrinks by a fourth,
 #: and would take twice the time of everything else.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-
-
-_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def digest(text: bytes) -> bytes:
@@ -32,9 +30,19 @@ def example(*features: bytes) -> bytes:
   return b"\n" + _varint(len(joined)) + joined
 
 
+def passage(name: bytes, metadata: bytes, text: bytes, title: bytes) -> bytes:
+  """A record of the store: id, metadata and title of a text; the last two are features already."""
+  id_head, text_head = _head("id", len(name)), _head("text", len(text))
+  size = len(id_head) + len(name) + len(metadata) + len(text_head) + len(text) + len(title)
+  return b"".join((b"\n", _varint(size), id_head, name, metadata, text_head, text, title))
+
+
 def metadata_text(metadata: Metadata) -> bytes:
   """Metadata as the store has it."""
-  return _encode(dict(metadata)).encode()
+  if all(type(value) is str for value in metadata.values()):  # nearly all, and without an encoder made anew
+    pairs = [f"{_quoted(name)}: {_quoted(value)}" for name, value in metadata.items()]
+    return f"{{{', '.join(pairs)}}}".encode()
+  return json.dumps(dict(metadata), ensure_ascii=False).encode()
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -117,7 +117,8 @@ def _measure(joined: str, texts: list[str], size: int) -> _Measured:
   first = np.cumsum([len(_MARGIN) + 1, *(len(text) + 1 for text in texts)])
   last = first[1:] - 1
   ends = _sentence_ends(codes, classes, places, kinds)
-  bounds = np.unique(np.concatenate([*ends, first[:-1], last]))
+  bounds = np.sort(np.concatenate([*ends, first[:-1], last]), kind="stable")  # of four runs that are sorted
+  bounds = bounds[np.diff(bounds, prepend=-1) > 0]
   before = words[bounds - 1]  # a bound is at white space, or begins a text
   large = bounds[np.flatnonzero(np.diff(before) > size)]
   left = np.searchsorted(last, np.concatenate([large, places[kinds == _OTHER]]), "right")
@@ -131,22 +132,18 @@ def _sentence_ends(
   """Places of white space behind a sentence, and of line breaks that end a blank line, in all texts together."""
   marks = places[(kinds & (_END | _CLOSING)) != 0]
   at = marks[(classes[marks + 1] & _SPACE) != 0]  # the last mark before white space
-  last, before = classes[at], classes[at - 1]
-  good = (last == _END) & (_is_mark(before) | ~_abbreviated(codes, at))
+  last = classes[at]
+  good = (last == _END) & ~_abbreviated(codes, at)
   # A closing character: what it closes must end in a full stop.
   closed = np.flatnonzero(last == _CLOSING)
   place = at[closed] - 1
   while len(closed):
     found = classes[place] == _END
-    good[closed[found]] = _is_mark(classes[place[found] - 1]) | ~_abbreviated(codes, place[found])
+    good[closed[found]] = ~_abbreviated(codes, place[found])
     further = classes[place] == _CLOSING
     closed, place = closed[further], place[further] - 1
   breaks = places[kinds == (_NEWLINE | _SPACE)]
   return at[good] + 1, breaks[1:][_blank(codes, breaks)]
-
-
-def _is_mark(classes: np.ndarray) -> np.ndarray:
-  return (classes & (_END | _CLOSING)) != 0
 
 
 def _abbreviated(codes: np.ndarray, at: np.ndarray) -> np.ndarray:
