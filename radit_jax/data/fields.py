@@ -94,6 +94,8 @@ def field(record: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _unicode(name: str, value: str) -> str:
+  if value.isascii():  # known of every string, without a look at its characters
+    return value
   try:
     value.encode()
   except UnicodeEncodeError:  # valid JSON, but no store, tokenizer or terminal can take it
