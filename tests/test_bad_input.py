@@ -274,7 +274,7 @@ def test_a_bad_line_is_named(workplace, capsys, verb, name, content, message):
   assert message in refused(capsys, root, verb, changed(good[verb], **new_place(root, verb)))
 
 
-@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v not in ("ask", "inspect", "plan")])
+@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v not in ("ask", "inspect", "plan", "download")])
 def test_an_output_below_a_file_is_named(workplace, capsys, verb):
   """Found before anything is computed or, where that is cheap, when it is written."""
   root, good = workplace

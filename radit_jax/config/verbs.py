@@ -486,13 +486,15 @@ class DownloadConfig:
   Attributes:
     sets: names of sets, as --list shows them.
     data: directory that gets a folder for each set.
-    mix: the sets of this mix too: "paper" (Lin et al.), or "permissive", those of it that allow commercial use.
+    mix: the sets of this mix too: "paper" (Lin et al.).
+    licence: "commercial" leaves out sets of which no licence is stated that allows commercial use, and says which.
     list: show what is needed, what is there and what must be fetched by hand, and download nothing.
   """
 
   sets: tuple[str, ...] = ()
   data: str = "data"
-  mix: Literal["paper", "permissive"] | None = None
+  mix: Literal["paper"] | None = None
+  licence: Literal["any", "commercial"] = "any"
   list: bool = False
 
   def __post_init__(self) -> None:

@@ -916,4 +916,3 @@ CATALOGUE: dict[str, CatalogueEntry] = {entry.name: entry for entry in _ENTRIES}
 MIXES: dict[str, tuple[str, ...]] = {
   "paper": tuple(e.name for e in _ENTRIES if {"generator", "retriever"} & set(e.uses)),
 }
-MIXES["permissive"] = tuple(usable(MIXES["paper"])[0])

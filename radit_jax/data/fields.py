@@ -94,10 +94,9 @@ def field(record: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _unicode(name: str, value: str) -> str:
-  if value.isascii():  # known of every string, without a look at its characters
-    return value
   try:
-    value.encode()
+    if not value.isascii():  # which every string knows of itself
+      value.encode()
   except UnicodeEncodeError:  # valid JSON, but no store, tokenizer or terminal can take it
     raise BadRecord(f"field {name!r} holds half a surrogate pair (\\ud800-\\udfff), which is no character") from None
   if "\0" in value:

@@ -7,7 +7,7 @@ from typing import Any
 
 from radit_jax.config import DownloadConfig
 from radit_jax.data import download as http
-from radit_jax.data.catalogue import CATALOGUE, MIXES, CatalogueEntry, Source, entry_named
+from radit_jax.data.catalogue import CATALOGUE, MIXES, CatalogueEntry, Source, entry_named, usable
 from radit_jax.data.unpack import unpack
 from radit_jax.errors import UserError
 from radit_jax.files import read_json, sha256_file, write_json
@@ -56,12 +56,14 @@ def download(config: DownloadConfig, *, progress: Progress = silent) -> Download
   """
   data = pathlib.Path(config.data)
   names = list(dict.fromkeys([*config.sets, *(MIXES[config.mix] if config.mix else ())]))
-  entries = [entry_named(name) for name in names]
-  if config.list:
-    return _listed(entries or list(CATALOGUE.values()), data)
-  if not entries:
+  if not names and not config.list:
     raise UserError("radit download: name a set, or --mix paper (radit download --list shows all)")
-  lines, missing = [], []
+  kept, lost = usable(names or CATALOGUE, config.licence)
+  entries = [entry_named(name) for name in kept]
+  lines = [f"{name}: left out, no licence for commercial use is known ({why})" for name, why in lost.items()]
+  if config.list:
+    return _listed(entries, data, lines)
+  missing = []
   for entry in entries:
     try:
       lines.append(_downloaded(entry, data / entry.name, progress))
@@ -71,8 +73,8 @@ def download(config: DownloadConfig, *, progress: Progress = silent) -> Download
   return DownloadResult(tuple(lines), tuple(missing), False)
 
 
-def _listed(entries: list[CatalogueEntry], data: pathlib.Path) -> DownloadResult:
-  """A table, and below it what a person must do."""
+def _listed(entries: list[CatalogueEntry], data: pathlib.Path, left_out: list[str]) -> DownloadResult:
+  """A table, and below it what a person must do and what a licence leaves out."""
   states = {entry.name: state(entry, data / entry.name) for entry in entries}
   rows = [("set", "", "size", "commercial", "used by the paper for", "licence")]
   for entry in entries:
@@ -86,6 +88,7 @@ def _listed(entries: list[CatalogueEntry], data: pathlib.Path) -> DownloadResult
   if asked:
     lines += ["", "To be fetched by hand:"]
     lines += [f"  {data / entry.name}: {entry.by_hand}" for entry in asked]
+  lines += ["", *left_out] if left_out else []
   there = len(states) - len(missing)
   lines += ["", f"{there} of {len(states)} sets are in {data}."]
   return DownloadResult(tuple(lines), missing, True)

@@ -39,8 +39,8 @@ def passage(name: bytes, metadata: bytes, text: bytes, title: bytes) -> bytes:
 
 def metadata_text(metadata: Metadata) -> bytes:
   """Metadata as the store has it."""
-  if all(type(value) is str for value in metadata.values()):  # nearly all, and without an encoder made anew
-    pairs = [f"{_quoted(name)}: {_quoted(value)}" for name, value in metadata.items()]
+  pairs = [f"{_quoted(name)}: {_quoted(value)}" for name, value in metadata.items() if isinstance(value, str)]
+  if len(pairs) == len(metadata):  # nearly always, and without an encoder made anew
     return f"{{{', '.join(pairs)}}}".encode()
   return json.dumps(dict(metadata), ensure_ascii=False).encode()
 
