@@ -22,7 +22,7 @@ from radit_jax.config import DownloadConfig
 from radit_jax.data import catalogue
 from radit_jax.data import download as http_download
 from radit_jax.data.catalogue import CATALOGUE, MIXES, CatalogueEntry, Source, located, usable
-from radit_jax.data.download import digests, fetch, partial
+from radit_jax.data.download import check, digests, fetch, partial
 from radit_jax.data.readers import READERS
 from radit_jax.data.unpack import unpack
 from radit_jax.errors import UserError
@@ -345,6 +345,9 @@ def test_one_process_at_a_time(server, tmp_path):
 def test_git_names_content_as_git_does(tmp_path):
   (tmp_path / "a").write_bytes(b"hello\n")
   assert digests(tmp_path / "a")[2] == "ce013625030ba8dba906f756967f9e9ca394464a"
+  check(Source("", "a", blob="ce013625030ba8dba906f756967f9e9ca394464a"), tmp_path / "a", "it")
+  with pytest.raises(UserError, match=r"a: it is another file \(git blob ce01.*, the catalogue says 0000"):
+    check(Source("", "a", blob="0" * 40), tmp_path / "a", "it")
 
 
 def test_a_full_disk_is_told_and_what_arrived_is_kept(server, tmp_path):
