@@ -41,6 +41,8 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "convert": ("radit_jax.verbs.convert", "convert", configs.ConvertConfig),
   "plan": ("radit_jax.verbs.plan", "plan", configs.PlanConfig),
 }
+#: In place of `prepare` where its options name a mix.
+MIX = ("radit_jax.verbs.prepare_mix", "prepare_mix", configs.PrepareMixConfig)
 #: Verbs that compute over all devices of all processes; the others work on files, in one.
 TOGETHER = ("run", "prepare", "index", "retrieve", "score", "train-generator", "train-retriever", "evaluate", "ask")
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.
@@ -92,8 +94,9 @@ def _run(args: list[str]) -> None:
   verb = args[0].replace("_", "-")
   if verb not in VERBS:
     raise UserError(f"no verb {args[0]!r}; {_nearest(verb, VERBS)}")
-  module, function, _ = VERBS[verb]
+  module, function, _ = _entry(verb, args[1:])
   config = parse(verb, args[1:])
+  options = {"mix": read_mix(config.mix)} if isinstance(config, configs.PrepareMixConfig) else {}
   display.quiet_libraries()
   if verb in TOGETHER:
     hosts.connect(_say)
@@ -101,10 +104,10 @@ def _run(args: list[str]) -> None:
     raise UserError(f"radit {verb} runs in one process; start it once, with {hosts.COUNT}=1 or without {hosts.ADDRESS}")
   call = getattr(importlib.import_module(module), function)
   if not hosts.is_first():
-    call(config)
+    call(config, **options)
     return
   with display.Display() as progress:
-    result = call(config, progress=progress)
+    result = call(config, progress=progress, **options)
   print(result.summary() if hasattr(result, "summary") else result)
   if getattr(result, "failed", False):
     raise SystemExit(1)
@@ -158,6 +161,12 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 # Parsing.
 
 
+def _entry(verb: str, args: Sequence[str]) -> tuple[str, str, type]:
+  """Module, function and config of a call."""
+  names_mix = any(arg == "--mix" or arg.startswith("--mix=") for arg in args)
+  return MIX if verb == "prepare" and names_mix else VERBS[verb]
+
+
 def parse(verb: str, args: Sequence[str]) -> Any:
   """The config of a verb from its command line, over a ``--config`` file if one is named.
 
@@ -171,7 +180,7 @@ def parse(verb: str, args: Sequence[str]) -> Any:
   """
   import tyro
 
-  cls = VERBS[verb][2]
+  cls = _entry(verb, args)[2]
   args, preset = _take_config(list(args))
   if verb in LEADING and args and not args[0].startswith("-"):
     args = [f"--{LEADING[verb]}", *args]
@@ -182,6 +191,10 @@ def parse(verb: str, args: Sequence[str]) -> Any:
   description = (
     f"{_first_line(cls)}\n\n--config NAME_OR_PATH takes the defaults from a Python file ({_shipped_text()})."
   )
+  if cls is configs.PrepareConfig:
+    description += (
+      f" `radit prepare --mix X --help` shows how a mix of data sets ({', '.join(shipped_mixes())}) is made."
+    )
   if verb in LEADING:
     description += f" The value of --{LEADING[verb]} may come first without its name."
   printed = io.StringIO()
@@ -256,7 +269,7 @@ def _check_options(verb: str, cls: type, args: Sequence[str]) -> None:
       )
 
 
-# --config: a program its user wrote. Nothing else that radit reads is ever executed.
+# --config and --mix: programs their user wrote. Nothing else that radit reads is ever executed.
 
 
 def _config_directory() -> pathlib.Path:
@@ -268,6 +281,11 @@ def _config_directory() -> pathlib.Path:
 def shipped_configs() -> list[str]:
   """Names that ``--config`` takes without a path."""
   return sorted(p.stem for p in _config_directory().glob("*.py") if p.stem != "__init__")
+
+
+def shipped_mixes() -> list[str]:
+  """Names that ``--mix`` takes without a path."""
+  return sorted(p.stem for p in (_config_directory() / "mixes").glob("*.py"))
 
 
 def _shipped_text() -> str:
@@ -290,26 +308,49 @@ def _take_config(args: list[str]) -> tuple[list[str], str | None]:
   return rest, preset
 
 
-def _preset_defaults(preset: str, verb: str, cls: type) -> Any:
-  """An instance of ``cls`` with the file's values, unchecked: what is left open is still to come from the options."""
-  import tyro
-
-  path = pathlib.Path(preset)
-  if not path.suffix and path.name == preset:
-    path = _config_directory() / f"{preset}.py"
+def _run_file(option: str, name: str, directory: pathlib.Path, shipped: list[str]) -> tuple[pathlib.Path, Any]:
+  """Runs a Python file that an option names by its path, or by the name of one that ships; returns what it defines."""
+  path = pathlib.Path(name)
+  if not path.suffix and path.name == name:
+    path = directory / f"{name}.py"
     if not path.is_file():
-      raise UserError(
-        f"--config {preset}: no such name; {_nearest(preset, shipped_configs())} (or give a path to a .py)"
-      )
+      raise UserError(f"{option} {name}: no such name; {_nearest(name, shipped)} (or give a path to a .py)")
   if not path.is_file():
-    raise UserError(f"--config {path}: no such file")
+    raise UserError(f"{option} {path}: no such file")
   try:
-    held = runpy.run_path(str(path))
+    return path, runpy.run_path(str(path))
   except UserError as e:
     raise UserError(f"{path}: {e}") from None
   except Exception as e:
     line = getattr(e, "lineno", None) or traceback.extract_tb(e.__traceback__)[-1].lineno
     raise UserError(f"{path}:{line}: {type(e).__name__}: {e}") from None
+
+
+def read_mix(name: str) -> configs.MixConfig:
+  """The mix in a Python file, which is run: like a config, it is its user's program.
+
+  Args:
+    name: of a mix that ships, or a path.
+
+  Raises:
+    UserError: no such file, one that fails (line named), or one without a mix.
+
+  Example:
+    >>> len(read_mix("paper").generator)
+    21
+  """
+  path, held = _run_file("--mix", name, _config_directory() / "mixes", shipped_mixes())
+  mix = held.get("mix")
+  if not isinstance(mix, configs.MixConfig):
+    raise UserError(f"{path}: needs `mix = MixConfig(...)`, from radit_jax.config")
+  return mix
+
+
+def _preset_defaults(preset: str, verb: str, cls: type) -> Any:
+  """An instance of ``cls`` with the file's values, unchecked: what is left open is still to come from the options."""
+  import tyro
+
+  path, held = _run_file("--config", preset, _config_directory(), shipped_configs())
   kind, values = _parts(held.get("config"), path, cls)
   if cls is configs.PlanConfig and kind is configs.RunConfig:
     # What a plan asks of a run, but for the mesh, which belongs to the run's own slice; and what only the plan knows.

@@ -1,5 +1,6 @@
 """Every option of every verb: frozen dataclasses that check themselves when made, parsed by the command line."""
 
+from radit_jax.config.mix import LicenceLimit, MixConfig, PrepareMixConfig, SetConfig, SetFormat
 from radit_jax.config.paper import paper_run
 from radit_jax.config.plan import PlanConfig
 from radit_jax.config.recipe import (
@@ -58,17 +59,20 @@ __all__ = [
   "ExportConfig",
   "IndexConfig",
   "InspectConfig",
+  "LicenceLimit",
   "LoopConfig",
   "LoraBase",
   "LoraConfig",
   "LossName",
   "MeshConfig",
   "Method",
+  "MixConfig",
   "OnError",
   "OptimizerConfig",
   "PlanConfig",
   "Pooling",
   "PrepareConfig",
+  "PrepareMixConfig",
   "PromptConfig",
   "QuestionFormat",
   "QuickstartConfig",
@@ -76,6 +80,8 @@ __all__ = [
   "RetrieveConfig",
   "RunConfig",
   "ScoreConfig",
+  "SetConfig",
+  "SetFormat",
   "TargetScore",
   "TrainGeneratorConfig",
   "TrainRetrieverConfig",

@@ -15,7 +15,8 @@ from radit_jax.data.packing import PackedBatch
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.data.prompts import Prompt, Rendered, Request
 from radit_jax.data.rows import packed_to_batch, rows_to_batch, text_to_batch
-from radit_jax.data.templates import markers_of
+from radit_jax.data.sources import Passage
+from radit_jax.data.templates import Markers, markers_of
 from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.parallel_context import LSRBatch, ParallelContextBatch
@@ -24,6 +25,7 @@ from radit_jax.sharding import RowShare, total
 __all__ = [
   "RowLengths",
   "lsr_batches",
+  "own_request",
   "parallel_context_batches",
   "query_lengths",
   "row_lengths",
@@ -82,7 +84,7 @@ def row_lengths(
     passages: the store their rows refer to.
     prompt: renders the rows.
     k: passages per example, the best ones first.
-    with_passages: False measures closed-book rows.
+    with_passages: False measures closed-book rows; an own context stays, as it is part of what is asked.
 
   Raises:
     UserError: an answer that is too long (its example named), or a passage store that is not the examples'.
@@ -138,7 +140,7 @@ def parallel_context_batches(
     plan: position is the step number; made from :func:`row_lengths` with the same ``k`` and ``with_passages``. Where
       its batches are :class:`radit_jax.data.packing.PackedBatch`, rows hold several prompts each.
     k: passages per example, the best ones first.
-    with_passages: False gives one closed-book row per example, K = 1.
+    with_passages: False gives one closed-book row per example, K = 1; an own context stays.
     batch_size: B over all hosts; a planned batch that is shorter is filled with absent examples.
     answer_tokens: A of rows with one prompt each, see :class:`RowLengths`; packed batches bring their own.
     seed: draws the prompts' markers anew in each epoch; None keeps the fixed ones of evaluation.
@@ -347,15 +349,26 @@ def _requests(
 ) -> list[list[Request | None]]:
   """Per example, what to render in each slot; None for a passage that is not there."""
   markers = [markers_of(e.category, None if seed is None else (*seed, e.id)) for e in examples]
-  if not with_passages:
-    return [[(e.question, None, e.answers[0], m)] for e, m in zip(examples, markers, strict=True)]
-  rows = [[int(r) if v else -1 for r, v in zip(e.passage_rows[:k], e.valid[:k], strict=True)] for e in examples]
-  wanted = sorted({r for own in rows for r in own if r >= 0})
+  width = k if with_passages else 1
+  rows = [[int(r) if v else -1 for r, v in zip(e.passage_rows[:width], e.valid[:width], strict=True)] for e in examples]
+  wanted = sorted({r for own in rows for r in own if r >= 0}) if with_passages else []
   found = dict(zip(wanted, passages.many(wanted), strict=True))
-  return [
-    [(e.question, found[r], e.answers[0], m) if r >= 0 else None for r in own]
-    for e, m, own in zip(examples, markers, rows, strict=True)
-  ]
+
+  def slots(e: RetrievedExample, markers: Markers, own: list[int]) -> list[Request | None]:
+    if not e.searched:
+      return [own_request(e, markers), *[None] * (width - 1)]
+    if not with_passages:
+      return [(e.question, None, e.answers[0], markers)]
+    return [(e.question, found[r], e.answers[0], markers) if r >= 0 else None for r in own]
+
+  return [slots(*of) for of in zip(examples, markers, rows, strict=True)]
+
+
+def own_request(example: RetrievedExample, markers: Markers) -> Request:
+  """The one row of an example that nothing was searched for: with its own context, or plain text."""
+  if example.context is None:
+    return None, None, example.answers[0], None
+  return example.question, Passage("", "", example.context), example.answers[0], markers
 
 
 def contexts_of(examples: Sequence[RetrievedExample], passages: PassageStore, k: int) -> list[list[Request | None]]:

@@ -74,6 +74,7 @@ class RaditRetrieved(_Builder):
       "query": text(),
       "group": text(),
       "category": text(),
+      "context": text(),
       "answers": tfds.features.Sequence(text()),
       "gold_rows": _vector(np.int64),
       "passage_rows": _vector(np.int64),

@@ -24,10 +24,11 @@ class RetrievedExample:
     query: what the retriever was asked.
     group: what is not shared between splits; None for none.
     gold_rows: rows of the passages known to hold the answer.
-    passage_rows: ``[k]`` int64 rows of the passage store, best first; -1 where not valid.
-    scores: ``[k]`` float32 dot products; -inf where not valid.
+    passage_rows: ``[k]`` int64 rows of the passage store, best first; -1 where not valid, and for an own context.
+    scores: ``[k]`` float32 dot products; -inf where not valid, 0 for an own context.
     valid: ``[k]`` bool.
-    category: kind of task; it decides the prompt's markers.
+    category: kind of task; it decides the prompt's markers. Of "text" the answer is all there is: a row of plain text.
+    context: what stands in the first passage's place, nothing having been searched for; None elsewhere.
   """
 
   id: str
@@ -40,6 +41,12 @@ class RetrievedExample:
   scores: Float[np.ndarray, "k"]
   valid: Bool[np.ndarray, "k"]
   category: Category = "qa"
+  context: str | None = None
+
+  @property
+  def searched(self) -> bool:
+    """Whether its passages come from the store. Else only the first slot holds anything."""
+    return self.context is None and self.category != "text"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +92,7 @@ def write_retrieved(
         "query": r.query,
         "group": r.group or "",
         "category": r.category,
+        "context": r.context or "",
         "answers": list(r.answers),
         "gold_rows": np.asarray(r.gold_rows, np.int64),
         "passage_rows": _vector(r.passage_rows, np.int64, manifest["k"], r.id, "passage_rows"),
@@ -143,6 +151,7 @@ class RetrievedStore(Store[RetrievedExample]):
       query=record["query"].decode(),
       group=record["group"].decode() or None,
       category=record["category"].decode() if record["category"] else "qa",  # earlier stores have none
+      context=record["context"].decode() or None if record["context"] else None,  # nor that
       gold_rows=tuple(record["gold_rows"].tolist()),
       passage_rows=record["passage_rows"],
       scores=record["scores"],

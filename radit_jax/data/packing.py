@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from radit_jax.data.plan import EpochPlan, PlannedBatch, permutation
+from radit_jax.data.plan import EpochPlan, Order, PlannedBatch, permutation
 from radit_jax.errors import UserError
 
 # Examples are dealt out within so many steps: enough for steps of one size, few enough for each epoch to differ.
@@ -84,7 +84,7 @@ class Packing:
     return -(-(int(self.answers.max()) + mean) // 4) * 4
 
 
-def fill(packing: Packing, *, seed: int | None, epoch: int = 0) -> list[PackedBatch]:
+def fill(packing: Packing, *, seed: int | None, epoch: int = 0, order: Order | None = None) -> list[PackedBatch]:
   """Batches of one epoch: every example once, all its prompts in one step, no more rows in a step than it needs.
 
   A step has exactly ``batch_size`` examples, but for the last one of the epoch. They are dealt out so that steps have
@@ -94,23 +94,27 @@ def fill(packing: Packing, *, seed: int | None, epoch: int = 0) -> list[PackedBa
     packing: see :class:`Packing`.
     seed: of the order; None keeps that of the store, for scores and dev losses.
     epoch: of the order.
+    order: see :func:`radit_jax.data.plan.batch_plan`; in place of ``seed``.
 
   Returns:
     Steps whose rows differ in number; see :func:`same_rows`.
   """
   each, size = packing.each, packing.batch_size
-  count = len(each)
-  order = np.arange(count) if seed is None else permutation(count, seed, 2 * epoch)
+  if order is not None:
+    drawn = order(epoch)
+  else:
+    drawn = np.arange(len(each)) if seed is None else permutation(len(each), seed, 2 * epoch)
+  count = len(drawn)
   tokens = each.sum(axis=1)
   full = count // size
   steps: list[list[int]] = []
   for start in range(0, full, _WINDOW_STEPS):
     stop = min(start + _WINDOW_STEPS, full)
-    steps += _deal(order[start * size : stop * size], tokens, stop - start)
+    steps += _deal(drawn[start * size : stop * size], tokens, stop - start)
   # Parts of one size too, for the same reason. Which examples a step has does not depend on them.
   steps = [[e for part in _deal(np.array(step), tokens, packing.parts) for e in part] for step in steps]
   if full * size < count:
-    steps.append(order[full * size :].tolist())
+    steps.append(drawn[full * size :].tolist())
   return [_packed(packing, step, epoch) for step in steps]
 
 
@@ -171,30 +175,41 @@ class PackedPlan(EpochPlan[PackedBatch]):
     seed: of the order.
     num_steps: steps of the run; None for ``epochs`` of the data.
     epochs: passes over the data where ``num_steps`` is None.
+    order: see :func:`radit_jax.data.plan.batch_plan`.
 
   Attributes:
     num_rows: R.
     segments: see :func:`most_segments`.
     buckets: T alone, see :class:`radit_jax.data.plan.RunPlan`.
-    padding: share of the tokens of an epoch's rows that is padding.
+    padding: share of the tokens of the first epoch's rows that is padding.
   """
 
-  def __init__(self, packing: Packing, *, seed: int, num_steps: int | None = None, epochs: float = 1.0) -> None:
-    filled = {0: fill(packing, seed=seed, epoch=0)}
+  def __init__(
+    self,
+    packing: Packing,
+    *,
+    seed: int,
+    num_steps: int | None = None,
+    epochs: float = 1.0,
+    order: Order | None = None,
+  ) -> None:
+    filled = {0: fill(packing, seed=seed, epoch=0, order=order)}
+    real = sum(int(packing.each[list(batch.examples)].sum()) for batch in filled[0])
     steps = max(1, round(epochs * len(filled[0]))) if num_steps is None else num_steps
     self.num_rows, self.segments = 0, 0
     for epoch in range(-(-steps // len(filled[0]))):
-      batches = filled.get(epoch) or fill(packing, seed=seed, epoch=epoch)
+      batches = filled.get(epoch) or fill(packing, seed=seed, epoch=epoch, order=order)
       self.num_rows = max(self.num_rows, *(len(batch.rows) for batch in batches))
       self.segments = max(self.segments, most_segments(batches))
     rows = self.num_rows
 
     def make(epoch: int) -> list[PackedBatch]:
-      return same_rows(filled.pop(epoch, []) or fill(packing, seed=seed, epoch=epoch), packing, rows)
+      batches = filled.pop(epoch, []) or fill(packing, seed=seed, epoch=epoch, order=order)
+      return same_rows(batches, packing, rows)
 
     super().__init__(make, num_steps=steps, epochs=epochs)
     self.buckets = (packing.row_tokens,)
-    self.padding = 1 - int(packing.each.sum()) / (self.steps_per_epoch * rows * packing.row_tokens)
+    self.padding = 1 - real / (self.steps_per_epoch * rows * packing.row_tokens)
 
 
 def _deal(examples: Int[np.ndarray, "n"], tokens: Int[np.ndarray, "N"], hands: int) -> list[list[int]]:

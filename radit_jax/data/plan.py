@@ -27,6 +27,8 @@ class PlannedBatch:
 
 
 P = TypeVar("P", bound=PlannedBatch)
+#: Epoch -> positions of its examples in their order, equally many in each epoch; one may come several times, or never.
+Order = Callable[[int], Int[np.ndarray, "m"]]
 
 
 def sample(count: int, limit: int | None, seed: int) -> list[int]:
@@ -104,6 +106,7 @@ def batch_plan(
   epoch: int,
   bucket_multiple: int = 32,
   max_buckets: int = 4,
+  order: Order | None = None,
 ) -> list[PlannedBatch]:
   """Batches of one epoch: every example once, in a new order, in batches of like length.
 
@@ -117,6 +120,7 @@ def batch_plan(
     epoch: of the order.
     bucket_multiple: see :func:`bucket_lengths`.
     max_buckets: see :func:`bucket_lengths`.
+    order: examples of each epoch, in place of every one once, see :meth:`radit_jax.data.mixture.Mixture.order`.
 
   Raises:
     ValueError: no examples, or a length below 1.
@@ -129,11 +133,11 @@ def batch_plan(
   lengths = _checked(row_lengths)
   buckets = bucket_lengths(lengths, bucket_multiple=bucket_multiple, max_buckets=max_buckets)
   bucket_of = np.searchsorted(buckets, lengths)
-  order = permutation(len(lengths), seed, 2 * epoch)
+  drawn = permutation(len(lengths), seed, 2 * epoch) if order is None else order(epoch)
   batches: list[PlannedBatch] = []
   waiting: list[int] = []
   for i, tokens in enumerate(buckets):
-    waiting += order[bucket_of[order] == i].tolist()
+    waiting += drawn[bucket_of[drawn] == i].tolist()
     full = len(waiting) // batch_size * batch_size
     end = len(waiting) if i == len(buckets) - 1 else full
     batches += [
@@ -221,11 +225,12 @@ class RunPlan(EpochPlan[PlannedBatch]):
     epochs: passes over the data where ``num_steps`` is None.
     bucket_multiple: see :func:`bucket_lengths`.
     max_buckets: see :func:`bucket_lengths`.
+    order: see :func:`batch_plan`.
 
   Attributes:
     steps_per_epoch: batches of one pass.
     buckets: lengths of the rows that occur, ascending: one program is compiled for each.
-    padding: share of the planned tokens that is padding in the longest row of each example.
+    padding: share of the planned tokens that is padding in the longest row of each example of the first epoch.
   """
 
   def __init__(
@@ -238,6 +243,7 @@ class RunPlan(EpochPlan[PlannedBatch]):
     epochs: float = 1.0,
     bucket_multiple: int = 32,
     max_buckets: int = 4,
+    order: Order | None = None,
   ) -> None:
     lengths = _checked(row_lengths)
 
@@ -249,12 +255,14 @@ class RunPlan(EpochPlan[PlannedBatch]):
         epoch=epoch,
         bucket_multiple=bucket_multiple,
         max_buckets=max_buckets,
+        order=order,
       )
 
     super().__init__(make, num_steps=num_steps, epochs=epochs)
     first = self._epoch(0)
     self.buckets = tuple(sorted({batch.bucket_tokens for batch in first}))
-    self.padding = 1 - float(lengths.sum()) / sum(b.bucket_tokens * len(b.examples) for b in first)
+    real = sum(int(lengths[list(b.examples)].sum()) for b in first)
+    self.padding = 1 - real / sum(b.bucket_tokens * len(b.examples) for b in first)
 
 
 def _checked(row_lengths: Int[np.ndarray, "n"] | Sequence[int]) -> Int[np.ndarray, "n"]:
@@ -266,7 +274,7 @@ def _checked(row_lengths: Int[np.ndarray, "n"] | Sequence[int]) -> Int[np.ndarra
   return lengths
 
 
-def permutation(count: int, seed: int, stream: int) -> Int[np.ndarray, "n"]:
+def permutation(count: int, seed: int, *stream: int) -> Int[np.ndarray, "n"]:
   """A permutation from raw random bits: their stream is fixed for all NumPy versions, a shuffle's is not."""
-  bits = np.random.PCG64(np.random.SeedSequence((seed, stream))).random_raw(count)
+  bits = np.random.PCG64(np.random.SeedSequence((seed, *stream))).random_raw(count)
   return np.argsort(bits, kind="stable")

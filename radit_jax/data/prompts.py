@@ -37,8 +37,9 @@ from radit_jax.errors import UserError
 
 Ids = tuple[int, ...]
 #: question, passage (None: closed book), answer (None: a prompt to be continued), and the seed that draws the markers,
-#: or the :class:`radit_jax.data.templates.Markers` themselves (None: fixed markers)
-Request = tuple[str, Passage | None, str | None, tuple[Any, ...] | None]
+#: or the :class:`radit_jax.data.templates.Markers` themselves (None: fixed markers).
+#: A question of None: the answer is plain text, of which the first row is taken, see :meth:`Prompt.render_text`.
+Request = tuple[str | None, Passage | None, str | None, tuple[Any, ...] | None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -278,8 +279,11 @@ class Prompt:
       UserError: an answer is longer than ``max_answer_tokens``.
     """
     layouts = [self._pick(request) for request in requests]
-    ids = self._tokenize(zip(layouts, requests, strict=True))
-    return [self._assemble(x, request, ids) for x, request in zip(layouts, requests, strict=True)]
+    asked = [(layout, r) for layout, r in zip(layouts, requests, strict=True) if r[0] is not None]
+    ids = self._tokenize(asked)
+    return [
+      self._plain_text(r) if r[0] is None else self._assemble(x, r, ids) for x, r in zip(layouts, requests, strict=True)
+    ]
 
   def render_text(self, text: str) -> list[Rendered]:
     """Plain text as rows without a background, whose every token is an answer token.
@@ -308,6 +312,11 @@ class Prompt:
       rows.append(Rendered(tuple(segments), bos + own, 1, len(bos) + len(own)))
     return rows
 
+  def _plain_text(self, request: Request) -> Rendered:
+    """The first row of a plain text; what does not fit counts as cut from its passage."""
+    first, *more = self.render_text(request[2] or "")
+    return dataclasses.replace(first, cut_passage_tokens=sum(r.answer_end - r.answer_start for r in more))
+
   def measure(self, requests: Sequence[Request]) -> Lengths:
     """Lengths with the markers that make each row longest: what a batch plan needs before any marker is drawn.
 
@@ -318,13 +327,18 @@ class Prompt:
       UserError: an answer is longer than ``max_answer_tokens``.
     """
     out = Lengths(*(np.zeros(len(requests), np.int64) for _ in range(4)))
+    for i, request in enumerate(requests):
+      if request[0] is None:
+        row = self._plain_text(request)
+        out.tokens[i], out.answer_tokens[i] = len(row.tokens), row.answer_end - row.answer_start
+        out.cut_passage_tokens[i] = row.cut_passage_tokens
     # Layouts with the same seams differ in fixed text only: of each such group the longest will do.
     groups: dict[Any, _Layout] = {}
     for (closed, _), layout in self._layouts.items():
       key = (closed, tuple(seam for _, seam in layout.parts if isinstance(seam, Seam)))
       groups[key] = max(layout, groups.get(key, layout), key=lambda x: x.fixed_tokens)
     for (closed, *_), layout in groups.items():
-      chosen = [i for i, request in enumerate(requests) if (request[1] is None) == closed]
+      chosen = [i for i, r in enumerate(requests) if (r[1] is None) == closed and r[0] is not None]
       ids = self._tokenize((layout, requests[i]) for i in chosen)
       for i in chosen:
         row = self._assemble(layout, requests[i], ids)
@@ -348,7 +362,7 @@ class Prompt:
   def _text(self, name: str, request: Request) -> str:
     question, passage, answer, _ = request
     if name == "question":
-      return question.strip()
+      return (question or "").strip()
     if name == "answer":
       return (answer or "").strip()
     if passage is None:

@@ -46,7 +46,7 @@ def markers_of(category: Category, seed: tuple[Any, ...] | None = None) -> Marke
   if category == "dialogue":  # its turns bring markers of their own, which the answer's must match
     return Markers(_UNMARKED, 0)
   drawn = FIXED_MARKERS if seed is None else draw_markers(seed)
-  if category in ("summary", "fact", "slot", "entity"):  # these begin with words of their own
+  if category in ("summary", "fact", "slot", "entity", "completion"):  # these begin with words of their own
     return drawn._replace(question=_UNMARKED)
   return Markers(1, 0) if category == "choice" and seed is None else drawn
 

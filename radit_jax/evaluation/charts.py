@@ -1,7 +1,7 @@
 """Charts as inline SVG and HTML: no script, no font, no image from anywhere. Colours come from the page's style."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 Point = tuple[float, float]
@@ -131,6 +131,57 @@ def interval_bars(
       f'<span class="end">{escape(text)}</span></div>'
     )
   return "\n".join(out)
+
+
+#: Colours of a chart that stands alone, for light and dark pages alike.
+_ALONE = (
+  "text{font:12px system-ui,sans-serif;fill:#5c6878}.head{font-weight:600;fill:#1b2430}.bar{fill:#0f766e}"
+  ".span{stroke:#9aa7b8;stroke-width:3}.s0{fill:#5c6878}.s1{fill:#0f766e}.end{text-anchor:end}.mid{text-anchor:middle}"
+  "@media(prefers-color-scheme:dark){text{fill:#9aa7b6}.head{fill:#e5eaf1}.bar,.s1{fill:#2dd4bf}.s0{fill:#9aa7b6}}"
+)
+
+
+def set_bars(rows: Sequence[tuple[str, float, tuple[int, int], tuple[int, int]]], titles: Mapping[int, str]) -> str:
+  """Sets of a mix: a bar for the share of each, and its lengths from median to 95th percentile on a logarithmic scale.
+
+  Args:
+    rows: ``(name, share, words asked, words answered)`` each; lengths as median and 95th percentile.
+    titles: row number -> heading above that row.
+
+  Returns:
+    An SVG file of its own.
+  """
+  most = max((share for _, share, _, _ in rows), default=1.0) or 1.0
+  longest = max(max(n, 10) for _, _, *lengths in rows for pair in lengths for n in pair)
+  decades = math.ceil(math.log10(longest))
+  y, marks = 6, []
+
+  def along(words: float) -> float:
+    return round(400 + 240 * math.log10(max(words, 1)) / decades, 1)
+
+  for i, (name, share, asked, answered) in enumerate(rows):
+    if i in titles:
+      y += 30
+      marks.append(f'<text class="head" x="8" y="{y - 6}">{escape(titles[i])}</text>')
+      marks.append(f'<text x="150" y="{y - 6}">share of the draws</text>')
+      marks.append(f'<text class="s0" x="400" y="{y - 6}">words asked</text>')
+      marks.append(f'<text class="s1" x="480" y="{y - 6}">and answered (median to p95)</text>')
+    y += 20
+    marks.append(f'<text class="end" x="140" y="{y}">{escape(name)}</text>')
+    marks.append(f'<rect class="bar" x="150" y="{y - 9}" width="{round(160 * share / most, 1)}" height="9"/>')
+    marks.append(f'<text x="{round(156 + 160 * share / most, 1)}" y="{y}">{share:.1%}</text>')
+    for s, (middle, high) in enumerate((asked, answered)):
+      at = y - 7 + 5 * s
+      marks.append(f'<line class="span" x1="{along(middle)}" x2="{along(high)}" y1="{at}" y2="{at}"/>')
+      marks.append(f'<circle class="s{s}" cx="{along(middle)}" cy="{at}" r="3"/>')
+  y += 22
+  marks += [f'<text class="mid" x="{along(10**d)}" y="{y}">{10**d:,}</text>' for d in range(decades + 1)]
+  label = "; ".join(f"{name} {share:.1%}" for name, share, _, _ in rows)
+  inside = "\n".join(marks)
+  return (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {y + 8}" role="img" aria-label="{escape(label)}">\n'
+    f"<style>{_ALONE}</style>\n{inside}\n</svg>\n"
+  )
 
 
 def _thinned(points: list[Point]) -> list[Point]:

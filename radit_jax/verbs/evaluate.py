@@ -12,6 +12,7 @@ from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedExample, RetrievedStore
 from radit_jax.data.plan import sample
 from radit_jax.data.prompts import Prompt
+from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import bootstrap_interval, exact_match, f1
 from radit_jax.inference.answer import Answer, Query, answer_questions
@@ -130,20 +131,22 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
 
 
 def recall_columns(hits: list[int], k: int) -> dict[str, float | None]:
-  """recall@1, @5, @10 as the report names them; None beyond the passages used."""
+  """recall@1, @5, @10 as the report names them; None beyond the passages used, and where nothing was searched for."""
   ranks = np.asarray(hits)
-  return {f"recall@{cut}": float(np.mean(ranks < cut)) if cut <= k else None for cut in (1, 5, 10)}
+  return {f"recall@{cut}": float(np.mean(ranks < cut)) if cut <= k and hits else None for cut in (1, 5, 10)}
 
 
 def make_query(example: RetrievedExample, passages: PassageStore, *, mode: str, k: int) -> Query:
-  """The question with the passages the mode gives it.
+  """The question with the passages the mode gives it; with its own context, if it has one, in every mode.
 
   Raises:
     UserError: "gold" for an example whose gold passage is not known.
   """
   rows: list[int] = []
   scores: list[float] = []
-  if mode == "gold":
+  if example.context is not None:
+    scores = [0.0]
+  elif mode == "gold":
     if not example.gold_rows:
       raise UserError(f"question {example.id}: no gold passage is known, so --mode gold cannot answer it")
     rows, scores = [example.gold_rows[0]], [0.0]
@@ -154,7 +157,7 @@ def make_query(example: RetrievedExample, passages: PassageStore, *, mode: str, 
     id=example.id,
     question=example.question,
     category=example.category,
-    passages=tuple(passages[row] for row in rows),
+    passages=(Passage("", "", example.context),) if example.context else tuple(passages[row] for row in rows),
     scores=tuple(scores),
     gold_answer=example.answers[0],
   )
@@ -162,7 +165,7 @@ def make_query(example: RetrievedExample, passages: PassageStore, *, mode: str, 
 
 def _line(example: RetrievedExample, answer: Answer, mode: str) -> dict[str, Any]:
   row = None
-  if answer.passage is not None:
+  if answer.passage is not None and example.context is None:
     row = example.gold_rows[0] if mode == "gold" else int(example.passage_rows[answer.passage])
   return {
     "id": example.id,

@@ -14,12 +14,13 @@ import numpy as np
 
 from radit_jax import files, losses
 from radit_jax.config import InspectConfig
-from radit_jax.data.batches import parallel_context_batches, row_lengths
+from radit_jax.data.batches import own_request, parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, ScoreStore
 from radit_jax.data.plan import RunPlan, row_multiple
 from radit_jax.data.prompts import Prompt, Rendered
 from radit_jax.data.rows import rows_to_batch
+from radit_jax.data.sources import Passage
 from radit_jax.data.templates import markers_of
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_generator, load_tokenizer
@@ -87,10 +88,14 @@ def inspect(config: InspectConfig, *, progress: Progress = silent) -> InspectRes
   places = [j for j in range(config.k) if example.valid[j]]
   if not places:
     raise UserError(f"{config.retrieved}: question {example.id!r} has no passage")
-  found = passages.many(example.passage_rows[j] for j in places)
   markers = markers_of(example.category, (config.seed, 0, example.id))  # those of the first epoch
   try:
-    rendered = prompt.render_many([(example.question, p, example.answers[0], markers) for p in found])
+    if example.searched:
+      found = passages.many(example.passage_rows[j] for j in places)
+      rendered = prompt.render_many([(example.question, p, example.answers[0], markers) for p in found])
+    else:
+      found = [Passage("", "", example.context or "")]
+      rendered = prompt.render_many([own_request(example, markers)])
   except UserError as e:
     raise UserError(f"{config.retrieved}: question {example.id!r}: {e}") from None
   data = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from radit_jax import files, hosts, runs
-from radit_jax.config import PrepareConfig
+from radit_jax.config import PrepareConfig, PrepareMixConfig
 from radit_jax.data.corpus import Limit, PassageStore
 from radit_jax.data.corpus.build import Build
 from radit_jax.data.corpus.chunks import TokenCount
@@ -85,8 +85,8 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
   """
   root = pathlib.Path(config.workdir)
   passages, split = root / "passages", root / "split"
-  sources = _sources(config)
-  inputs = {"corpus": _fingerprint(sources), "questions": _fingerprint_of(config.questions)}
+  sources = corpus_sources(config)
+  inputs = {"corpus": fingerprint_sources(sources), "questions": fingerprint_path(config.questions)}
   if config.passage_encoder is not None:
     inputs["passage_encoder"] = fingerprint(config.passage_encoder, config.embedding)
   wanted = runs.recipe(config, inputs=inputs)
@@ -113,7 +113,7 @@ def _prepare(config: PrepareConfig, wanted: dict[str, Any], sources: list[dict[s
     passages,
     config.corpus,
     format=config.corpus_format,
-    limit=_limit(config),
+    limit=limit_of(config),
     recipe=wanted,
     on_error=config.on_error,
     wanted=Wanted(
@@ -172,7 +172,7 @@ def _prepare(config: PrepareConfig, wanted: dict[str, Any], sources: list[dict[s
     files.write_manifest(out, "split", {"recipe": wanted, "counts": counts})
 
 
-def _fingerprint_of(path: str) -> str:
+def fingerprint_path(path: str) -> str:
   """Of a file, or of a folder of files."""
   p = pathlib.Path(path)
   if p.is_dir():
@@ -182,7 +182,7 @@ def _fingerprint_of(path: str) -> str:
   return files.sha256_file(p)
 
 
-def _sources(config: PrepareConfig) -> list[dict[str, Any]]:
+def corpus_sources(config: PrepareConfig | PrepareMixConfig) -> list[dict[str, Any]]:
   """Every file of the corpus, by its place in the corpus, with its hash."""
   root = pathlib.Path(config.corpus)
   return [
@@ -195,7 +195,7 @@ def _sources(config: PrepareConfig) -> list[dict[str, Any]]:
   ]
 
 
-def _fingerprint(sources: list[dict[str, Any]]) -> str:
+def fingerprint_sources(sources: list[dict[str, Any]]) -> str:
   """Of one file its own hash, whatever it is called."""
   if len(sources) == 1:
     return str(sources[0]["sha256"])
@@ -207,7 +207,12 @@ def _digest(text: str) -> bytes:
   return digest(text.strip().encode())
 
 
-def _limit(config: PrepareConfig) -> Limit:
+def limit_of(config: PrepareConfig | PrepareMixConfig) -> Limit:
+  """How large a passage may be.
+
+  Raises:
+    UserError: more tokens than the encoder reads.
+  """
   if config.max_passage_characters is not None:
     return Limit(config.max_passage_characters, "characters")
   if config.max_passage_tokens is None or config.passage_encoder is None:

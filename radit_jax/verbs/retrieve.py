@@ -1,12 +1,16 @@
 """`radit retrieve`: the top-k passages of every question of a split, stored once for all that follows."""
 
 import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from radit_jax import files, hosts, runs
 from radit_jax.config import RetrieveConfig
+from radit_jax.data import mixture
 from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedExample, write_retrieved
 from radit_jax.data.plan import sample
@@ -21,7 +25,7 @@ from radit_jax.models.pretrained import (
 )
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.embed import embed_queries
-from radit_jax.retrieval.index import SearchResult, load_index
+from radit_jax.retrieval.index import Index, SearchResult, load_index
 from radit_jax.sharding import make_mesh
 from radit_jax.verbs.prepare import read_split
 
@@ -33,6 +37,7 @@ class RetrieveResult:
   Attributes:
     retrieved: retrieved-example store.
     num_questions: questions in it.
+    num_own: those of them that nothing was searched for: they bring their context along, or are plain text.
     recall: k -> share of the questions with a gold passage among the first k. Questions without a known gold passage
       count a passage that holds an answer.
     mrr: mean reciprocal rank of the first such passage.
@@ -40,17 +45,22 @@ class RetrieveResult:
 
   retrieved: str
   num_questions: int
+  num_own: int
   recall: dict[int, float]
   mrr: float
 
   def summary(self) -> str:
     """One line for the command line."""
     recall = ", ".join(f"recall@{k} {value:.1%}" for k, value in self.recall.items())
-    return f"{self.num_questions} questions, {recall}, MRR {self.mrr:.3f}: {self.retrieved}"
+    own = f", {self.num_own} of them with a context of their own or plain text" if self.num_own else ""
+    return f"{self.num_questions} questions{own}, {recall}, MRR {self.mrr:.3f}: {self.retrieved}"
 
 
 def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> RetrieveResult:
   """Encodes the questions, searches, and stores what was found with its scores.
+
+  A question that brings its context along, and plain text, is not searched for. Passages that a question was made of
+  are never among those found for it.
 
   Args:
     config: see :class:`radit_jax.config.RetrieveConfig`.
@@ -77,12 +87,13 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
   }
   wanted = runs.recipe(config, inputs=inputs)
   if not runs.finished(config.out, "retrieved", wanted):
+    searched = [q for q in questions if not _own(q)]
     mesh = make_mesh(config.mesh)
     encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
     embeddings = embed_queries(
       encoder,
       load_tokenizer(config.encoder),
-      [str(q["query"]) for q in questions],
+      [str(q["query"]) for q in searched],
       max_tokens=encoder.config.max_tokens,
       prompt=encoder.config.query_prompt,
       batch_size=config.batch_size,
@@ -91,10 +102,39 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
     )
     with hosts.one_writes() as mine:
       if mine:
-        _store(index.search(embeddings, config.k), questions, store, config, wanted)
-  rank = np.asarray(files.read_manifest(config.out, "retrieved")["hits"])
-  recall = {k: float(np.mean(rank < k)) for k in (1, 5, 10) if k <= config.k}
-  return RetrieveResult(config.out, len(rank), recall, float(np.mean(np.where(rank < config.k, 1 / (rank + 1), 0))))
+        without = [q.get("exclude_rows", []) for q in searched]
+        _store(search_without(index, embeddings, config.k, without), questions, store, config, wanted)
+  manifest = files.read_manifest(config.out, "retrieved")
+  rank = np.asarray(manifest["hits"])
+  recall = {k: float(np.mean(rank < k)) if len(rank) else 0.0 for k in (1, 5, 10) if k <= config.k}
+  mrr = float(np.mean(np.where(rank < config.k, 1 / (rank + 1), 0))) if len(rank) else 0.0
+  return RetrieveResult(config.out, manifest["count"], manifest["count"] - len(rank), recall, mrr)
+
+
+def _own(question: dict[str, Any]) -> bool:
+  """Whether nothing is searched for."""
+  return question.get("context") is not None or question.get("category") == "text"
+
+
+def search_without(
+  index: Index, queries: Float[np.ndarray, "Q E"], k: int, without: Sequence[Sequence[int]]
+) -> SearchResult:
+  """The k best passages for every query but the ones that it must not find.
+
+  Args:
+    index: to search.
+    queries: ``[Q, E]``.
+    k: passages for each.
+    without: rows for each query. So many more are searched for, and these dropped.
+  """
+  most = max(map(len, without), default=0)
+  found = index.search(queries, k + most)
+  if not most:
+    return found
+  dropped = np.array([np.isin(ids, rows) for ids, rows in zip(found.ids, without, strict=True)], bool)
+  order = np.argsort(dropped | ~found.valid, axis=1, kind="stable")[:, :k]
+  ids, scores, valid = (np.take_along_axis(x, order, axis=1) for x in (found.ids, found.scores, found.valid & ~dropped))
+  return SearchResult(np.where(valid, ids, -1), np.where(valid, scores, np.float32(-np.inf)), valid)
 
 
 def _store(
@@ -104,22 +144,30 @@ def _store(
   config: RetrieveConfig,
   wanted: dict[str, Any],
 ) -> None:
-  """Writes what was found for each question."""
-  records = (
-    RetrievedExample(
-      id=q["id"],
-      question=q["question"],
-      answers=tuple(q["answers"]),
-      query=q["query"],
-      group=q["group"],
-      category=q.get("category", "qa"),
-      gold_rows=tuple(q["gold_rows"]),
-      passage_rows=found.ids[i],
-      scores=found.scores[i],
-      valid=found.valid[i],
-    )
-    for i, q in enumerate(questions)
-  )
+  """Writes what was found for each question that was searched for, and the others between them."""
+  places = np.cumsum([not _own(q) for q in questions]) - 1
+  first = np.arange(config.k) == 0
+  own = (np.full(config.k, -1, np.int64), np.where(first, np.float32(0), np.float32(-np.inf)), first)
+
+  def records() -> Iterator[RetrievedExample]:
+    for q, i in zip(questions, places, strict=True):
+      rows, scores, valid = own if _own(q) else (found.ids[i], found.scores[i], found.valid[i])
+      yield RetrievedExample(
+        id=q["id"],
+        question=q["question"],
+        answers=tuple(q["answers"]),
+        query=q["query"],
+        group=q["group"],
+        category=q.get("category", "qa"),
+        context=q.get("context"),
+        gold_rows=tuple(q["gold_rows"]),
+        passage_rows=rows,
+        scores=scores,
+        valid=valid,
+      )
+
+  stated = files.read_manifest(pathlib.Path(config.questions).parent, "split").get("mixture", {})
+  mixed = stated.get(pathlib.Path(config.questions).stem)
   fields = {
     "recipe": wanted,
     "k": config.k,
@@ -128,7 +176,9 @@ def _store(
     "score_temperature": encoder_temperature(config.encoder, config.embedding),
     "hits": [
       first_hit(q["gold_rows"], q.get("answer_texts", q["answers"]), ids, lambda row: store[row].text)
-      for q, ids in zip(questions, found.ids, strict=True)
+      for q, ids in zip((q for q in questions if not _own(q)), found.ids, strict=True)
     ],
   }
-  write_retrieved(records, config.out, manifest=fields)
+  if mixed:
+    fields["mixture"] = mixture.kept(mixed, [q["set"] for q in questions], config.questions)
+  write_retrieved(records(), config.out, manifest=fields)

@@ -9,6 +9,7 @@ from radit_jax.config import TrainGeneratorConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedStore
+from radit_jax.data.mixture import mixture_of
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
@@ -107,11 +108,14 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
   if not with_passages:
     k = 1
   lengths = {n: row_lengths(s, passages, prompt, k=k, with_passages=with_passages) for n, s in stores.items()}
+  mixture = mixture_of(stores["train"].manifest)
   answer_tokens = max(x.answer for x in lengths.values())
   if config.pack_tokens is None:
-    plans = tuning.make_plans(lengths["train"].rows, lengths["dev"].rows, loop=loop, mesh=mesh)
+    plans = tuning.make_plans(lengths["train"].rows, lengths["dev"].rows, loop=loop, mesh=mesh, mixture=mixture)
   else:
-    plans = tuning.make_packed_plans(lengths["train"], lengths["dev"], config.pack_tokens, loop=loop, mesh=mesh)
+    plans = tuning.make_packed_plans(
+      lengths["train"], lengths["dev"], config.pack_tokens, loop=loop, mesh=mesh, mixture=mixture
+    )
   generator.max_segments = plans.segments
 
   share = sharding.row_share(mesh)

@@ -8,6 +8,7 @@ from radit_jax import files, runs, sharding
 from radit_jax.config import TrainRetrieverConfig
 from radit_jax.data.batches import lsr_batches, query_lengths
 from radit_jax.data.examples import RetrievedStore, ScoreStore
+from radit_jax.data.mixture import mixture_of
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import (
@@ -112,7 +113,8 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   max_tokens, prompt = encoder.config.max_tokens, encoder.config.query_prompt
   loop = config.loop
   lengths = {n: query_lengths(s, tokenizer, max_tokens=max_tokens, prompt=prompt) for n, s in stores.items()}
-  plans = tuning.make_plans(lengths["train"], lengths["dev"], loop=loop, mesh=mesh)
+  mixture = mixture_of(stores["train"].manifest)
+  plans = tuning.make_plans(lengths["train"], lengths["dev"], loop=loop, mesh=mesh, mixture=mixture)
 
   share = sharding.row_share(mesh)
 

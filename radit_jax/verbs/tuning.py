@@ -14,6 +14,7 @@ from jaxtyping import Int
 from radit_jax import files, hosts, runs, sharding
 from radit_jax.config import Dtype, LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.batches import RowLengths
+from radit_jax.data.mixture import Mixture
 from radit_jax.data.packing import PackedPlan, Packing, most_segments, packed_in_order, tightest
 from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
 from radit_jax.errors import UserError
@@ -56,7 +57,12 @@ class Plans:
 
 
 def make_plans(
-  lengths: Int[np.ndarray, "n"], dev_lengths: Int[np.ndarray, "m"], *, loop: LoopConfig, mesh: Mesh
+  lengths: Int[np.ndarray, "n"],
+  dev_lengths: Int[np.ndarray, "m"],
+  *,
+  loop: LoopConfig,
+  mesh: Mesh,
+  mixture: Mixture | None = None,
 ) -> Plans:
   """Plans a tuning from the row lengths of its examples.
 
@@ -65,6 +71,7 @@ def make_plans(
     dev_lengths: of each dev example.
     loop: steps, batch size and seed.
     mesh: its row axes divide every batch.
+    mixture: of the training examples; None draws each once an epoch.
   """
   multiple = row_multiple(jax.default_backend())
   plan = RunPlan(
@@ -74,6 +81,7 @@ def make_plans(
     num_steps=loop.steps,
     epochs=loop.epochs,
     bucket_multiple=multiple,
+    order=None if mixture is None else mixture.order(loop.seed),
   )
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths)), mesh)
   dev = plan_in_order(dev_lengths, batch_size=dev_size, bucket_multiple=multiple, max_buckets=2)
@@ -81,7 +89,13 @@ def make_plans(
 
 
 def make_packed_plans(
-  lengths: RowLengths, dev_lengths: RowLengths, row_tokens: int, *, loop: LoopConfig, mesh: Mesh
+  lengths: RowLengths,
+  dev_lengths: RowLengths,
+  row_tokens: int,
+  *,
+  loop: LoopConfig,
+  mesh: Mesh,
+  mixture: Mixture | None = None,
 ) -> Plans:
   """Plans a tuning whose rows hold several prompts each, ``loop.batch_size`` examples a step as ever.
 
@@ -91,6 +105,7 @@ def make_packed_plans(
     row_tokens: length of the rows, rounded up to what the device wants.
     loop: steps, batch size and seed.
     mesh: its row axes divide every batch.
+    mixture: see :func:`make_plans`.
 
   Raises:
     UserError: a prompt longer than a row.
@@ -100,6 +115,7 @@ def make_packed_plans(
     seed=loop.seed,
     num_steps=loop.steps,
     epochs=loop.epochs,
+    order=None if mixture is None else mixture.order(loop.seed),
   )
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths.each)), mesh)
   dev = packed_in_order(packing(dev_lengths, row_tokens, dev_size, mesh))

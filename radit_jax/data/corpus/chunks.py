@@ -105,6 +105,16 @@ def count_words(text: str) -> int:
   return sum(1 for _ in _WORD.finditer(text)) if _unspaced(text) else len(text.split())
 
 
+def word_spans(text: str) -> list[tuple[int, int]]:
+  """Where each word of a text begins and ends, see :class:`Limit`.
+
+  Example:
+    >>> word_spans("Two words.")
+    [(0, 3), (4, 10)]
+  """
+  return [found.span() for found in (_WORD if _unspaced(text) else _SPACED_WORD).finditer(text)]
+
+
 def _unspaced(text: str) -> bool:
   """Whether a text has characters of scripts without spaces. Its bytes say so in a third of a search's time."""
   if text.isascii():

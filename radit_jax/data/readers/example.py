@@ -9,7 +9,9 @@ from radit_jax.data.policy import BadRecord
 
 Metadata = Mapping[str, str | int | float]
 #: Kind of task: it decides the template, and whether an own context takes the place of retrieved passages.
-Category = Literal["qa", "choice", "reading", "summary", "reasoning", "dialogue", "fact", "slot", "entity", "text"]
+Category = Literal[
+  "qa", "choice", "reading", "summary", "reasoning", "dialogue", "fact", "slot", "entity", "text", "completion"
+]
 CATEGORIES: tuple[Category, ...] = typing.get_args(Category)
 #: Categories of which an own context is the background, as in the paper; elsewhere it is the gold passage's text.
 _OWN_CONTEXT = ("reading", "summary", "dialogue")

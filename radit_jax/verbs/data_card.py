@@ -1,0 +1,138 @@
+"""The data card of a mix: what each set gave, how long it is, what it may be used for, and what was left out."""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from radit_jax.data.corpus.chunks import count_words
+from radit_jax.data.mix import likeness
+from radit_jax.data.readers.example import UNANSWERABLE
+from radit_jax.evaluation.charts import set_bars
+from radit_jax.evaluation.metrics import has_answer
+
+CARD, FIGURES, PLOT = "data_card.md", "data_card.json", "data_card.svg"
+
+
+@dataclasses.dataclass
+class SetFigures:
+  """What is counted of a set's training examples, row by row.
+
+  Attributes:
+    name: of the set.
+    available: training examples before the cap.
+    train: training examples.
+    dev: held out.
+    share: of the draws.
+    asked: words of each question with its own context.
+    answered: words of each answer that is trained on.
+    duplicates: examples of which another one stood before in the mix, in this set or another.
+    with_context: examples with a context of their own.
+    in_context: of those, whose context holds an answer.
+    unanswerable: examples answered by "I don't know".
+  """
+
+  name: str
+  available: int = 0
+  train: int = 0
+  dev: int = 0
+  share: float = 0.0
+  asked: list[int] = dataclasses.field(default_factory=list)
+  answered: list[int] = dataclasses.field(default_factory=list)
+  duplicates: int = 0
+  with_context: int = 0
+  in_context: int = 0
+  unanswerable: int = 0
+
+  def add(self, row: Mapping[str, Any], seen: set[bytes]) -> None:
+    """Counts a row of a split.
+
+    Args:
+      row: as `radit prepare` writes it.
+      seen: digests of the mix's earlier rows.
+    """
+    context = row.get("context")
+    self.train += 1
+    self.asked.append(count_words(row["question"]) + count_words(context or ""))
+    self.answered.append(count_words(row["answers"][0]))
+    text = "\0".join(map(likeness, (row["question"], context or "", row["answers"][0])))
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    self.duplicates += digest in seen
+    seen.add(digest)
+    unanswerable = row["answers"][0] == UNANSWERABLE
+    self.unanswerable += unanswerable
+    if context is not None and not unanswerable:
+      self.with_context += 1
+      self.in_context += has_answer(context, row["answer_texts"])
+
+  def summary(self) -> dict[str, Any]:
+    """As JSON values, lengths as median and 95th percentile."""
+    out: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    for name in ("asked", "answered"):
+      out[name] = [int(np.percentile(out[name], q, method="lower")) for q in (50, 95)] if out[name] else [0, 0]
+    return out
+
+
+def card_text(card: Mapping[str, Any]) -> str:
+  """The card as Markdown.
+
+  Args:
+    card: ``mix``, ``corpus``, ``seed``, ``parts`` (title -> sets as :meth:`SetFigures.summary` gives them),
+      ``licences`` (set -> words), ``missing`` and ``refused`` (set -> why), ``skipped`` (reason -> count).
+  """
+  lines = [
+    f"# Data card of the mix {card['mix']}",
+    "",
+    f"Corpus: {card['corpus']['passages']:,} passages of {card['corpus']['documents']:,} documents. "
+    f"Seed {card['seed']}; {card['dev_fraction']:.1%} of the documents (where a set has none, of the questions) held "
+    "out.",
+  ]
+  for title, sets in card["parts"].items():
+    if sets:
+      lines += ["", f"## {title}", "", *_table(sets)]
+  used = dict.fromkeys(s["name"] for sets in card["parts"].values() for s in sets)
+  lines += ["", "## Licences", "", "| set | licence |", "|---|---|"]
+  lines += [f"| {name} | {card['licences'].get(name, 'not stated')} |" for name in used]
+  left_out = {**card["missing"], **card["refused"]}
+  if left_out:
+    lines += ["", "## Sets left out", "", "| set | why | licence |", "|---|---|---|"]
+    lines += [f"| {n} | {why} | {card['licences'].get(n, 'not stated')} |" for n, why in left_out.items()]
+    lines += ["", "What they would have had of the draws went to the others, in proportion."]
+  if card["skipped"]:
+    lines += ["", "## Records left out", "", "| records | why |", "|---|---|"]
+    lines += [f"| {count:,} | {reason} |" for reason, count in card["skipped"].items()]
+  return "\n".join(lines) + "\n"
+
+
+def _table(sets: Sequence[Mapping[str, Any]]) -> list[str]:
+  rows = [
+    "| set | there | train | dev | draws | words asked | words answered | duplicates | answer in own context |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for s in sets:
+    found = f"{s['in_context']:,} of {s['with_context']:,}" if s["with_context"] else "–"
+    lengths = (" · ".join(f"{n:,}" for n in s[name]) for name in ("asked", "answered"))
+    counts = f"{s['available']:,} | {s['train']:,} | {s['dev']:,} | {s['share']:.2%}"
+    rows.append(f"| {s['name']} | {counts} | {' | '.join(lengths)} | {s['duplicates']:,} | {found} |")
+  total = collections.Counter[str]()
+  for s in sets:
+    total.update({name: s[name] for name in ("available", "train", "dev", "duplicates")})
+  rows.append(
+    f"| all | {total['available']:,} | {total['train']:,} | {total['dev']:,} | 100 % | | | {total['duplicates']:,} | |"
+  )
+  unanswerable = sum(s["unanswerable"] for s in sets)
+  rows += ["", "Lengths are median · 95th percentile, contexts of their own included."]
+  if unanswerable:
+    rows[-1] += f" {unanswerable:,} questions are answered “{UNANSWERABLE}”."
+  return rows
+
+
+def card_plot(card: Mapping[str, Any]) -> str:
+  """The card as an SVG of its own: draws and lengths of each set."""
+  rows = [(f"{s['name']}", s["share"], s["asked"], s["answered"]) for sets in card["parts"].values() for s in sets]
+  breaks = [len(sets) for sets in card["parts"].values() if sets]
+  titles = [title for title, sets in card["parts"].items() if sets]
+  return set_bars(rows, dict(zip(np.cumsum([0, *breaks[:-1]]).tolist(), titles, strict=True)))

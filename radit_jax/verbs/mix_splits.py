@@ -1,0 +1,194 @@
+"""The splits that `radit prepare --mix` writes: rows of every set, and what share of the draws each has."""
+
+import functools
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from radit_jax import files
+from radit_jax.config import MixConfig, PrepareMixConfig, SetConfig
+from radit_jax.config.mix import PASSAGES
+from radit_jax.data.completion import Spans, complete, draw_rows, passages_at, token_spans
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.mix import Taken, chance, read_set, shares, take
+from radit_jax.data.mixture import Mixture
+from radit_jax.data.policy import Skipped, Unused
+from radit_jax.data.sources import Example, Passage
+from radit_jax.data.templates import instruct
+from radit_jax.errors import UserError
+from radit_jax.models.pretrained import load_tokenizer
+from radit_jax.progress import Progress
+from radit_jax.verbs.data_card import SetFigures
+
+#: What a mix has sets for, and the directory of its split -> heading in the data card.
+PARTS = {"generator": "Generator tuning", "retriever": "Retriever tuning"}
+COMPLETION = "completion"
+Row = dict[str, Any]
+#: Gives the rows of a set, and whether each is held out.
+Rows = Callable[[], Iterator[tuple[Row, bool]]]
+
+
+class SplitWriter:
+  """Reads the sets, and writes the split of each part of the mix.
+
+  Args:
+    config: of the verb.
+    mix: sets that are there.
+    store: passages of the corpus.
+    recipe: of the splits.
+    progress: told of the sets.
+
+  Attributes:
+    store: as given.
+    skipped: records left out, by reason.
+  """
+
+  def __init__(
+    self, config: PrepareMixConfig, mix: MixConfig, store: PassageStore, recipe: dict[str, Any], progress: Progress
+  ):
+    self._config, self._mix, self.store, self._recipe, self._progress = config, mix, store, recipe, progress
+    self._tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
+    self.skipped = Skipped()
+    self._taken: dict[str, dict[str, Taken]] = {}
+
+  def read(self, paths: dict[str, tuple[pathlib.Path, ...]]) -> None:
+    """Reads every set once.
+
+    Raises:
+      UserError: a bad record under "strict".
+    """
+    config, mix = self._config, self._mix
+    own = {
+      part: {s.name: s.cap or cap for s in sets}
+      for part, sets, cap in (
+        ("generator", mix.generator, mix.cap),
+        ("retriever", mix.retriever, mix.retriever_cap),
+      )
+    }
+    wanted = [s for s in mix.sets() if s.read_as != PASSAGES]
+    for done, source in enumerate(wanted, 1):
+      caps = {part: named[source.name] for part, named in own.items() if source.name in named}
+      examples = read_set(source, paths[source.name], on_error=config.on_error, skipped=self.skipped)
+      fitting = filter(functools.partial(self._fits, source), examples)
+      self._taken[source.name] = take(fitting, caps, dev_fraction=config.dev_fraction, seed=config.seed)
+      self._progress("sets", done, len(wanted), "sets")
+
+  def _fits(self, source: SetConfig, example: Example) -> bool:
+    if not example.answers:
+      raise UserError(f"set {source.name}: example {example.id!r} has no answer, which training needs")
+    limit = self._config.max_answer_tokens
+    if self._tokenizer is None or limit is None:
+      return True
+    if len(self._tokenizer(example.answers[0], add_special_tokens=False)["input_ids"]) <= limit:
+      return True
+    self.skipped.add(example.id, Unused(f"{source.name}: an answer of more than {limit} tokens"))
+    return False
+
+  def write(self, part: str, path: pathlib.Path) -> dict[str, Any]:
+    """Writes the split of a part; returns what the data card says of it.
+
+    Raises:
+      UserError: no training or no dev examples.
+    """
+    sources = self._sources(part)
+    figures = [SetFigures(name, available) for name, available, _ in sources]
+    seen: set[bytes] = set()
+    with files.atomic_directory(path) as out:
+      with (
+        open(out / "train.jsonl", "w", encoding="utf-8") as train,
+        open(out / "dev.jsonl", "w", encoding="utf-8") as dev,
+      ):
+        for own, (_, _, rows) in zip(figures, sources, strict=True):
+          for row, held_out in rows():
+            (dev if held_out else train).write(json.dumps({**row, "set": own.name}, ensure_ascii=False) + "\n")
+            if held_out:
+              own.dev += 1
+            else:
+              own.add(row, seen)
+      counts = {"train": sum(f.train for f in figures), "dev": sum(f.dev for f in figures)}
+      if not counts["train"] or not counts["dev"]:
+        raise UserError(
+          f"{part}: {counts['train']} training and {counts['dev']} dev examples, must be one at least; change "
+          f"--dev-fraction {self._config.dev_fraction:g}, or bring more documents"
+        )
+      self._weigh(part, figures)
+      trained = [f for f in figures if f.train]
+      names, there, share = zip(*((f.name, f.train, f.share) for f in trained), strict=True)
+      mixture = {"train": Mixture(names, there, share).to_manifest()}
+      files.write_manifest(out, "split", {"recipe": self._recipe, "counts": counts, "mixture": mixture})
+    return {"sets": [f.summary() for f in figures], "counts": counts}
+
+  def _sources(self, part: str) -> list[tuple[str, int, Rows]]:
+    """Sets of a part in their order: name, training examples before any cap, and what gives the rows."""
+    out: list[tuple[str, int, Rows]] = []
+    for source in getattr(self._mix, part):
+      if source.read_as == PASSAGES:
+        out.append((source.name, len(self.store), functools.partial(self._texts, source)))
+      else:
+        taken = self._taken[source.name][part]
+        out.append((source.name, taken.num_train, functools.partial(self._examples, taken, part)))
+    if part == "retriever" and self._mix.completions:
+      out.append((COMPLETION, len(self.store), self._completions))
+    return out
+
+  def _weigh(self, part: str, figures: Sequence[SetFigures]) -> None:
+    """Gives each set its share of the draws: completions theirs, the others what these leave."""
+    configs = {s.name: s for s in getattr(self._mix, part)}
+    there = [f for f in figures if f.train and f.name in configs]
+    completed = [f for f in figures if f.train and f.name not in configs]
+    for f in completed:
+      f.share = self._mix.completion_share if there else 1.0
+    left = 1 - sum(f.share for f in completed)
+    for f, share in zip(there, shares([configs[f.name] for f in there], [f.train for f in there]), strict=True):
+      f.share = left * share
+
+  def _examples(self, taken: Taken, part: str) -> Iterator[tuple[Row, bool]]:
+    for example, held_out in itertools.chain(((e, False) for e in taken.train), ((e, True) for e in taken.dev)):
+      row = {
+        "id": example.id,
+        "question": instruct(example),
+        "answers": list(example.answers),
+        "answer_texts": list(example.answer_texts),
+        "query": example.query or example.instruction,
+        "group": example.group or example.id,
+        "category": example.category,
+        "gold_rows": [],
+      }
+      if part == "generator" and example.skips_retrieval and example.own_context:
+        row["context"] = example.own_context.strip()
+      yield row, held_out
+
+  def _texts(self, source: SetConfig) -> Iterator[tuple[Row, bool]]:
+    cap = source.cap or self._mix.cap or len(self.store)
+    for _, passage in passages_at(self.store, draw_rows(len(self.store), cap, self._config.seed)):
+      yield self._piece(f"{source.name}/{passage.id}", passage, "", passage.text, "text")
+
+  def _completions(self) -> Iterator[tuple[Row, bool]]:
+    mix, spans = self._mix, self._spans
+    for number, passage in passages_at(self.store, draw_rows(len(self.store), mix.completions, self._config.seed)):
+      made = complete(passage.text, spans(passage.text), mix.completion_tokens)
+      if made is None:
+        self.skipped.add(passage.id, Unused("a passage too short to be completed"))
+        continue
+      row, held_out = self._piece(f"{COMPLETION}/{passage.id}", passage, *made, COMPLETION)
+      yield row | {"exclude_rows": [number]}, held_out
+
+  @functools.cached_property
+  def _spans(self) -> Spans:
+    return token_spans(self._tokenizer)
+
+  def _piece(self, name: str, passage: Passage, given: str, asked: str, category: str) -> tuple[Row, bool]:
+    document = str(passage.metadata.get("document", passage.id))
+    row = {
+      "id": name,
+      "question": given,
+      "answers": [asked],
+      "answer_texts": [asked],
+      "query": given,
+      "group": document,
+      "category": category,
+      "gold_rows": [],
+    }
+    return row, chance(self._config.seed, f"document {document}") < self._config.dev_fraction
