@@ -334,7 +334,7 @@ def test_every_package_is_in_the_wheel():
   """pyproject.toml lists the packages, as configs/ has a place of its own in a checkout."""
   listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
   found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "radit_jax").rglob("*.py")}
-  assert set(listed) == found | {"radit_jax.configs"}
+  assert set(listed) == found | {"radit_jax.configs", "radit_jax.configs.mixes"}
 
 
 # Progress.

@@ -10,6 +10,8 @@ import pytest
 from radit_jax import config as configs
 from radit_jax.errors import UserError
 
+#: Parts of a mix file, which no verb takes as they are.
+MIX = (configs.MixConfig, configs.SetConfig)
 CLASSES = [c for _, c in inspect.getmembers(configs, dataclasses.is_dataclass)]
 #: A value of every required field, so that each class can be made.
 GIVEN = {
@@ -31,12 +33,15 @@ GIVEN = {
   "topology": "v5e:2x2",
   "scores": "s",
   "dev_scores": "t",
+  "mix": "paper",
+  "data": "d",
 }
 
 
 def make(cls, **kwargs):
   names = {f.name for f in dataclasses.fields(cls)}
-  return cls(**({k: v for k, v in GIVEN.items() if k in names} | kwargs))
+  given = {k: v for k, v in GIVEN.items() if k in names and (k, cls) != ("data", configs.MeshConfig)}
+  return cls(**(given | kwargs))
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
@@ -49,7 +54,11 @@ def test_every_field_has_one_line_of_help_or_more(cls):
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
 def test_defaults_are_valid_and_configs_are_frozen(cls):
-  config = make(cls)
+  if cls in MIX:
+    config = configs.SetConfig("gsm8k", ("gsm8k/*",))
+    config = config if cls is configs.SetConfig else configs.MixConfig((config,))
+  else:
+    config = make(cls)
   with pytest.raises(dataclasses.FrozenInstanceError):
     setattr(config, dataclasses.fields(cls)[0].name, None)
   assert dataclasses.replace(config) == config
@@ -77,6 +86,9 @@ def test_defaults_are_valid_and_configs_are_frozen(cls):
     ),
     (configs.PrepareConfig, {"dev_fraction": 0.0}, "dev_fraction = 0.0: must be between 0 and 1"),
     (configs.PrepareConfig, {"max_passage_words": 5}, "max_passage_words = 5: must be at least 10"),
+    (configs.PrepareMixConfig, {"dev_fraction": 1.0}, "dev_fraction = 1.0: must be between 0 and 1"),
+    (configs.PrepareMixConfig, {"max_answer_tokens": 9}, "max_answer_tokens = 9 without --tokenizer"),
+    (configs.PrepareMixConfig, {"licence": "free"}, "licence = 'free': must be one of 'any', 'commercial'"),
     (configs.LoraConfig, {"rank": -1}, "rank = -1: must be at least 0"),
     (configs.LoraConfig, {"rank": 4, "alpha": 0.0}, "alpha = 0.0: must be greater than 0"),
     (configs.LoraConfig, {"rank": 4, "base": "int4"}, "base = 'int4': must be one of 'float', 'int8', 'nf4'"),

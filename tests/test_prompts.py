@@ -257,15 +257,17 @@ def test_missing_end_token_and_chat_template_are_refused():
 def test_template_file(tmp_path):
   tokenizer = byte_level()
   path = tmp_path / "t.txt"
-  path.write_text("<|user|>\nTitle: {title}\nText: {passage}\n\nAsk: {question} {x}\n<|assistant|>\n{answer}<|end|>\n")
+  path.write_text(
+    "<|user|>\nTitle: {title}\nText: {passage}\n\nAsk: {question} { x }\n<|assistant|>\n{answer}<|end|>\n"
+  )
   prompt = Prompt(tokenizer, config(str(path)))
   row = prompt.render(QUESTION, Passage("p", "Orlen", PASSAGE.text), "Orlen")
-  expected = f"<|user|>\nTitle: Orlen\nText: {PASSAGE.text}\n\nAsk: {QUESTION} {{x}}\n<|assistant|>\nOrlen<|end|>"
+  expected = f"<|user|>\nTitle: Orlen\nText: {PASSAGE.text}\n\nAsk: {QUESTION} {{ x }}\n<|assistant|>\nOrlen<|end|>"
   assert row.tokens == (tokenizer.bos_token_id, *whole(tokenizer, expected))
   assert tokenizer.decode([row.answer_tokens[-1]]) == "<|end|>"
   assert prompt.end_ids == (tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.eos_token_id)
   closed = prompt.render(QUESTION, None, "Orlen")
-  assert tokenizer.decode(closed.tokens) == f"<bos>Ask: {QUESTION} {{x}}\n<|assistant|>\nOrlen<|end|>"
+  assert tokenizer.decode(closed.tokens) == f"<bos>Ask: {QUESTION} {{ x }}\n<|assistant|>\nOrlen<|end|>"
 
 
 @pytest.mark.parametrize(
@@ -276,6 +278,7 @@ def test_template_file(tmp_path):
     ("{passage} {question} {question} {answer}", r"\{question\} occurs 2 times"),
     ("{passage} {answer} {question}", "must come last"),
     ("{title}{title}{passage}{question}{answer}", r"\{title\} occurs 2"),
+    ("{passage} {question} {answer} {context}", r"unknown field \{context\}; there are \{passage\}"),
   ],
 )
 def test_bad_template_files_are_named(tmp_path, text, message):

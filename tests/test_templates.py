@@ -58,6 +58,10 @@ GOLDENS = {
     "Output the Wikipedia page title of the entity "
     "mentioned between [START_ENT] and [END_ENT] in the given text\nA:| Mira Kelwick<eos>",
   ),
+  "completion": (
+    Example("i", "Mira sails", ("the blue sea.",), category="completion"),
+    "<bos>Background: Mira\nMira sails the Vornara.\n\nMira sails\nA:| the blue sea.<eos>",
+  ),
 }
 
 
@@ -122,7 +126,7 @@ def test_markers_are_drawn_in_training_where_a_category_leaves_them_open(prompt)
   unmarked = {(2, 0), (2, 1)}
   assert drawn == {
     **dict.fromkeys(("qa", "choice", "reading", "reasoning", "text"), every),
-    **dict.fromkeys(("summary", "fact", "slot", "entity"), unmarked),
+    **dict.fromkeys(("summary", "fact", "slot", "entity", "completion"), unmarked),
     "dialogue": {(2, 0)},
   }
   assert markers_of("qa", (0, 1, "i")) == markers_of("qa", (0, 1, "i")) == draw_markers((0, 1, "i"))
@@ -145,7 +149,7 @@ def test_choices_stand_below_the_question_whatever_the_category():
   assert instruct(example) == "Where?\nA. barn\nB. sea"
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("category", [c for c in CATEGORIES if c != "text"])
 def test_stored_examples_are_rendered_with_the_markers_of_their_category(tmp_path, category):
   rows, scores, valid = np.array([0]), np.array([1.0], np.float32), np.array([True])
   example = RetrievedExample("i", "Who?", ("Mira",), "Who?", None, (), rows, scores, valid, category=category)
@@ -155,3 +159,41 @@ def test_stored_examples_are_rendered_with_the_markers_of_their_category(tmp_pat
   for seed in (None, (0, 1)):
     markers = markers_of(category, seed and (*seed, "i"))
     assert batches._requests(stored, None, 1, False, seed) == [[("Who?", None, "Mira", markers)]]
+
+
+def stored_alone(path, **fields):
+  """An example that nothing was searched for, as `radit retrieve` stores it for k = 2."""
+  rows, scores, valid = np.array([-1, -1]), np.array([0, -np.inf], np.float32), np.array([True, False])
+  example = RetrievedExample("i", "Who?", ("Mira",), "Who?", None, (), rows, scores, valid, **fields)
+  write_retrieved([example], path, manifest={"k": 2, "passages": "x", "score_temperature": 1.0})
+  return RetrievedStore(path).many([0])
+
+
+@pytest.mark.parametrize("with_passages", [True, False])
+def test_an_own_context_is_the_one_passage_and_plain_text_has_none(prompt, tmp_path, with_passages):
+  """Also for a generator that is trained without passages: what is asked is about that context."""
+  padding = [None] if with_passages else []
+  (stored,) = stored_alone(tmp_path / "own", category="reading", context="The sea is blue.")
+  assert (stored.context, stored.searched) == ("The sea is blue.", False)
+  markers = markers_of("reading", (0, 1, "i"))
+  requests = batches._requests([stored], None, 2, with_passages, (0, 1))
+  assert requests == [[("Who?", Passage("", "", "The sea is blue."), "Mira", markers), *padding]]
+
+  (stored,) = stored_alone(tmp_path / "text", category="text")
+  ((request, *rest),) = batches._requests([stored], None, 2, with_passages, (0, 1))
+  assert rest == padding
+  (row,) = prompt.render_many([request])
+  assert row_text(prompt, row) == "<bos>|Mira<eos>"
+  lengths = prompt.measure([request, ("Who?", None, "Mira", None)])
+  assert (lengths.tokens[0], lengths.answer_tokens[0]) == (len(row.tokens), len(row.tokens) - 1)
+
+
+def test_a_plain_text_longer_than_a_row_is_cut_and_counted(prompt):
+  limit = prompt.config.max_tokens
+  text = "sea " * limit
+  (row,) = prompt.render_many([(None, None, text, None)])
+  whole = sum(r.answer_end - r.answer_start for r in prompt.render_text(text))
+  assert len(row.tokens) == limit
+  assert (
+    row.cut_passage_tokens == whole - (limit - 1) == prompt.measure([(None, None, text, None)]).cut_passage_tokens[0]
+  )

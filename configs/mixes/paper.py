@@ -50,10 +50,10 @@ mix = MixConfig(
     SetConfig("squad_v2", ("squad*v2/train-v2.0.json",)),
     SetConfig("cnn_dailymail", ("cnn*dailymail",)),
     SetConfig("aqua_rat", ("aqua*rat/train.json",)),
-    SetConfig("ecqa", ("ecqa/cqa_data_train.csv",)),
+    SetConfig("ecqa", ("ecqa",), split="train"),
     SetConfig("gsm8k", ("gsm8k/train.jsonl",)),
     SetConfig("competition_math", ("competition_math/MATH/train", "competition_math/train")),
-    SetConfig("strategyqa", ("strategyqa/train.json", "strategyqa/strategyqa_train.json")),
+    SetConfig("strategyqa", ("strategyqa/train.json",)),
   ),
   retriever=(
     oasst1,

@@ -352,7 +352,7 @@ def _requests(
   width = k if with_passages else 1
   rows = [[int(r) if v else -1 for r, v in zip(e.passage_rows[:width], e.valid[:width], strict=True)] for e in examples]
   wanted = sorted({r for own in rows for r in own if r >= 0}) if with_passages else []
-  found = dict(zip(wanted, passages.many(wanted), strict=True))
+  found = dict(zip(wanted, passages.many(wanted), strict=True)) if wanted else {}
 
   def slots(e: RetrievedExample, markers: Markers, own: list[int]) -> list[Request | None]:
     if not e.searched:

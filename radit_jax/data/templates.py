@@ -98,6 +98,7 @@ def plain_pieces(closed: bool, markers: tuple[int, int]) -> list[Piece]:
 
 
 _SLOT = re.compile(r"\{(passage|title|question|answer)\}")
+_FIELD = re.compile(r"\{(\w+)\}")
 
 
 def _split(template: str) -> tuple[list[Piece], str]:
@@ -127,13 +128,18 @@ def read_template(path: str) -> str:
   """Reads a user's template; the newline at its end is not part of it.
 
   Raises:
-    UserError: no readable file; a field is missing, stands there twice, or comes after the answer.
+    UserError: no readable file; a field is unknown, missing, stands there twice, or comes after the answer.
   """
   try:
     template = pathlib.Path(path).read_text(encoding="utf-8").removesuffix("\n")
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'prompt.style {path!r}: neither "plain" nor "chat", and no readable text file ({e})') from None
   names = _SLOT.findall(template)
+  for name in _FIELD.findall(template):
+    if name not in names:
+      raise UserError(
+        f"{path}: unknown field {{{name}}}; there are {{passage}}, {{title}}, {{question}} and {{answer}}"
+      )
   for name in ("passage", "question", "answer"):
     if names.count(name) != 1:
       raise UserError(f"{path}: {{{name}}} occurs {names.count(name)} times, must be there once")

@@ -171,6 +171,8 @@ def set_bars(rows: Sequence[tuple[str, float, tuple[int, int], tuple[int, int]]]
     marks.append(f'<rect class="bar" x="150" y="{y - 9}" width="{round(160 * share / most, 1)}" height="9"/>')
     marks.append(f'<text x="{round(156 + 160 * share / most, 1)}" y="{y}">{share:.1%}</text>')
     for s, (middle, high) in enumerate((asked, answered)):
+      if not high:
+        continue
       at = y - 7 + 5 * s
       marks.append(f'<line class="span" x1="{along(middle)}" x2="{along(high)}" y1="{at}" y2="{at}"/>')
       marks.append(f'<circle class="s{s}" cx="{along(middle)}" cy="{at}" r="3"/>')

@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from radit_jax import files
@@ -30,61 +30,78 @@ Row = dict[str, Any]
 Rows = Callable[[], Iterator[tuple[Row, bool]]]
 
 
-class SplitWriter:
-  """Reads the sets, and writes the split of each part of the mix.
+#: Name of a set -> part of the mix -> what is taken of it.
+Sets = dict[str, dict[str, Taken]]
+
+
+def read_sets(
+  config: PrepareMixConfig,
+  mix: MixConfig,
+  paths: Mapping[str, tuple[pathlib.Path, ...]],
+  skipped: Skipped,
+  progress: Progress,
+) -> Sets:
+  """Reads every set once.
 
   Args:
     config: of the verb.
     mix: sets that are there.
-    store: passages of the corpus.
-    recipe: of the splits.
+    paths: of their files.
+    skipped: counts what is left out.
     progress: told of the sets.
 
-  Attributes:
-    store: as given.
-    skipped: records left out, by reason.
+  Raises:
+    UserError: a bad record under "strict".
+  """
+  tokenizer = None if config.max_answer_tokens is None else load_tokenizer(str(config.tokenizer))
+
+  def fits(source: SetConfig, example: Example) -> bool:
+    if not example.answers:
+      raise UserError(f"set {source.name}: example {example.id!r} has no answer, which training needs")
+    if tokenizer is None:
+      return True
+    if len(tokenizer(example.answers[0], add_special_tokens=False)["input_ids"]) <= config.max_answer_tokens:
+      return True
+    skipped.add(example.id, Unused(f"{source.name}: an answer of more than {config.max_answer_tokens} tokens"))
+    return False
+
+  caps: dict[str, dict[str, int | None]] = {}
+  for part, cap in (("generator", mix.cap), ("retriever", mix.retriever_cap)):
+    for source in getattr(mix, part):
+      caps.setdefault(source.name, {})[part] = source.cap or cap
+  taken: Sets = {}
+  wanted = [s for s in mix.sets() if s.read_as != PASSAGES]
+  for done, source in enumerate(wanted, 1):
+    examples = read_set(source, paths[source.name], on_error=config.on_error, skipped=skipped)
+    fitting = filter(functools.partial(fits, source), examples)
+    taken[source.name] = take(fitting, caps[source.name], dev_fraction=config.dev_fraction, seed=config.seed)
+    progress("sets", done, len(wanted), "sets")
+  return taken
+
+
+class SplitWriter:
+  """Writes the split of each part of a mix.
+
+  Args:
+    config: of the verb.
+    mix: sets that are there.
+    taken: from :func:`read_sets`.
+    store: passages of the corpus.
+    recipe: of the splits.
+    skipped: counts what is left out.
   """
 
   def __init__(
-    self, config: PrepareMixConfig, mix: MixConfig, store: PassageStore, recipe: dict[str, Any], progress: Progress
+    self,
+    config: PrepareMixConfig,
+    mix: MixConfig,
+    taken: Sets,
+    store: PassageStore,
+    recipe: dict[str, Any],
+    skipped: Skipped,
   ):
-    self._config, self._mix, self.store, self._recipe, self._progress = config, mix, store, recipe, progress
-    self._tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
-    self.skipped = Skipped()
-    self._taken: dict[str, dict[str, Taken]] = {}
-
-  def read(self, paths: dict[str, tuple[pathlib.Path, ...]]) -> None:
-    """Reads every set once.
-
-    Raises:
-      UserError: a bad record under "strict".
-    """
-    config, mix = self._config, self._mix
-    own = {
-      part: {s.name: s.cap or cap for s in sets}
-      for part, sets, cap in (
-        ("generator", mix.generator, mix.cap),
-        ("retriever", mix.retriever, mix.retriever_cap),
-      )
-    }
-    wanted = [s for s in mix.sets() if s.read_as != PASSAGES]
-    for done, source in enumerate(wanted, 1):
-      caps = {part: named[source.name] for part, named in own.items() if source.name in named}
-      examples = read_set(source, paths[source.name], on_error=config.on_error, skipped=self.skipped)
-      fitting = filter(functools.partial(self._fits, source), examples)
-      self._taken[source.name] = take(fitting, caps, dev_fraction=config.dev_fraction, seed=config.seed)
-      self._progress("sets", done, len(wanted), "sets")
-
-  def _fits(self, source: SetConfig, example: Example) -> bool:
-    if not example.answers:
-      raise UserError(f"set {source.name}: example {example.id!r} has no answer, which training needs")
-    limit = self._config.max_answer_tokens
-    if self._tokenizer is None or limit is None:
-      return True
-    if len(self._tokenizer(example.answers[0], add_special_tokens=False)["input_ids"]) <= limit:
-      return True
-    self.skipped.add(example.id, Unused(f"{source.name}: an answer of more than {limit} tokens"))
-    return False
+    self._config, self._mix, self._taken = config, mix, taken
+    self._store, self._recipe, self._skipped = store, recipe, skipped
 
   def write(self, part: str, path: pathlib.Path) -> dict[str, Any]:
     """Writes the split of a part; returns what the data card says of it.
@@ -125,12 +142,12 @@ class SplitWriter:
     out: list[tuple[str, int, Rows]] = []
     for source in getattr(self._mix, part):
       if source.read_as == PASSAGES:
-        out.append((source.name, len(self.store), functools.partial(self._texts, source)))
+        out.append((source.name, len(self._store), functools.partial(self._texts, source)))
       else:
         taken = self._taken[source.name][part]
         out.append((source.name, taken.num_train, functools.partial(self._examples, taken, part)))
     if part == "retriever" and self._mix.completions:
-      out.append((COMPLETION, len(self.store), self._completions))
+      out.append((COMPLETION, len(self._store), self._completions))
     return out
 
   def _weigh(self, part: str, figures: Sequence[SetFigures]) -> None:
@@ -161,23 +178,24 @@ class SplitWriter:
       yield row, held_out
 
   def _texts(self, source: SetConfig) -> Iterator[tuple[Row, bool]]:
-    cap = source.cap or self._mix.cap or len(self.store)
-    for _, passage in passages_at(self.store, draw_rows(len(self.store), cap, self._config.seed)):
+    cap = source.cap or self._mix.cap or len(self._store)
+    for _, passage in passages_at(self._store, draw_rows(len(self._store), cap, self._config.seed)):
       yield self._piece(f"{source.name}/{passage.id}", passage, "", passage.text, "text")
 
   def _completions(self) -> Iterator[tuple[Row, bool]]:
     mix, spans = self._mix, self._spans
-    for number, passage in passages_at(self.store, draw_rows(len(self.store), mix.completions, self._config.seed)):
+    for number, passage in passages_at(self._store, draw_rows(len(self._store), mix.completions, self._config.seed)):
       made = complete(passage.text, spans(passage.text), mix.completion_tokens)
       if made is None:
-        self.skipped.add(passage.id, Unused("a passage too short to be completed"))
+        self._skipped.add(passage.id, Unused("a passage too short to be completed"))
         continue
       row, held_out = self._piece(f"{COMPLETION}/{passage.id}", passage, *made, COMPLETION)
       yield row | {"exclude_rows": [number]}, held_out
 
   @functools.cached_property
   def _spans(self) -> Spans:
-    return token_spans(self._tokenizer)
+    tokenizer = self._config.tokenizer
+    return token_spans(None if tokenizer is None else load_tokenizer(tokenizer))
 
   def _piece(self, name: str, passage: Passage, given: str, asked: str, category: str) -> tuple[Row, bool]:
     document = str(passage.metadata.get("document", passage.id))

@@ -12,11 +12,12 @@ from radit_jax.data.catalogue import CATALOGUE
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.corpus.build import Build
 from radit_jax.data.mix import locate, missing
+from radit_jax.data.policy import Skipped
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint
 from radit_jax.progress import Progress, silent
 from radit_jax.verbs.data_card import CARD, FIGURES, PLOT, card_plot, card_text
-from radit_jax.verbs.mix_splits import COMPLETION, PARTS, SplitWriter
+from radit_jax.verbs.mix_splits import COMPLETION, PARTS, SplitWriter, read_sets
 from radit_jax.verbs.prepare import corpus_sources, fingerprint_path, fingerprint_sources, limit_of
 
 
@@ -92,12 +93,14 @@ def prepare_mix(config: PrepareMixConfig, mix: MixConfig, *, progress: Progress 
   if not all([*finished, (root / FIGURES).is_file()]):
     with hosts.one_writes() as mine:
       if mine:
+        skipped = Skipped()
+        taken = read_sets(config, mix, paths, skipped, progress)  # what is wrong is found before the corpus is read
         if not finished[0]:
           _write_corpus(config, corpus, sources, progress)
-        writer = SplitWriter(config, mix, PassageStore(root / "passages"), wanted, progress)
-        writer.read(paths)
+        store = PassageStore(root / "passages")
+        writer = SplitWriter(config, mix, taken, store, wanted, skipped)
         parts = {part: writer.write(part, path) for part, path in stores.items()}
-        _write_card(root, _card(config, mix, writer, parts, absent, refused))
+        _write_card(root, _card(config, mix, skipped, store, parts, absent, refused))
   return _prepared(root, stores)
 
 
@@ -156,12 +159,13 @@ def _write_corpus(
 def _card(
   config: PrepareMixConfig,
   mix: MixConfig,
-  writer: SplitWriter,
+  skipped: Skipped,
+  store: PassageStore,
   parts: dict[str, dict[str, Any]],
   absent: dict[str, str],
   refused: dict[str, str],
 ) -> dict[str, Any]:
-  manifest = writer.store.manifest
+  manifest = store.manifest
   return {
     "mix": pathlib.Path(config.mix).stem,
     "seed": config.seed,
@@ -174,8 +178,8 @@ def _card(
     | {COMPLETION: "that of the corpus"},
     "missing": absent,
     "refused": refused,
-    "skipped": dict(writer.skipped.counts) | {f"corpus: {k}": n for k, n in manifest["skipped"].items()},
-    "skipped_lines": writer.skipped.lines(),
+    "skipped": dict(skipped.counts) | {f"corpus: {k}": n for k, n in manifest["skipped"].items()},
+    "skipped_lines": skipped.lines(),
   }
 
 

@@ -1,0 +1,511 @@
+"""`radit prepare --mix` from small files to the batches that are trained on."""
+
+import collections
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from tiny import TOWNS, documents, write_lines
+
+from radit_jax import cli, files
+from radit_jax import config as c
+from radit_jax.data.catalogue import CATALOGUE
+from radit_jax.data.completion import complete, token_spans
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.corpus.chunks import word_spans
+from radit_jax.data.examples import RetrievedStore
+from radit_jax.data.mix import Draw, group_of, likeness, locate, shares, take
+from radit_jax.data.mixture import mixture_of
+from radit_jax.data.sources import Example
+from radit_jax.errors import UserError
+from radit_jax.models.pretrained import load_tokenizer
+from radit_jax.retrieval.index import build_index, load_index
+from radit_jax.verbs.index import index
+from radit_jax.verbs.prepare import read_split
+from radit_jax.verbs.prepare_mix import prepare_mix
+from radit_jax.verbs.retrieve import retrieve, search_without
+
+ASK = c.SetConfig("ask", ("ask/*.jsonl",), format="jsonl")
+SQUAD_V2 = c.SetConfig("squad_v2", ("squad_v2/train-v2.0.json",))
+CHAT = c.SetConfig("chat", ("chat/chat.jsonl",), format="jsonl", weight=0.05)
+TEXT = c.SetConfig("text", format="passages", weight=0.10)
+MIX = c.MixConfig(
+  generator=(TEXT, CHAT, ASK, SQUAD_V2),
+  retriever=(ASK, SQUAD_V2),
+  cap=30,
+  completions=35,
+  completion_tokens=4,
+)
+
+
+STORIES = tuple(f"{town} lies on the Vornara. Mira {i} was born there." for i, town in enumerate(TOWNS))
+
+
+def squad_v2():
+  """One paragraph for each article, of each a question with an answer and one without."""
+  paragraphs = [
+    {
+      "context": story,
+      "qas": [
+        {"id": f"s{i}", "question": f"Who was born in {TOWNS[i]}?", "answers": [{"text": f"Mira {i}"}]},
+        {"id": f"t{i}", "question": f"Who died in {TOWNS[i]}?", "answers": [], "is_impossible": True},
+      ],
+    }
+    for i, story in enumerate(STORIES)
+  ]
+  return {"version": "v2.0", "data": [{"title": t, "paragraphs": [p]} for t, p in zip(TOWNS, paragraphs, strict=True)]}
+
+
+def asked(n, start=0):
+  for i in range(start, start + n):
+    yield {"id": f"a{i}", "question": f"Where does person {i % 40} live in {i}?", "answers": [TOWNS[i % 10]]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  root = tmp_path_factory.mktemp("data")
+  for name in ("ask", "squad_v2", "chat"):
+    (root / name).mkdir()
+  write_lines(root / "ask" / "1.jsonl", asked(40))
+  write_lines(root / "ask" / "2.jsonl", [*asked(20, 40), {**next(asked(1)), "id": "again"}])
+  (root / "squad_v2" / "train-v2.0.json").write_text(json.dumps(squad_v2()))
+  write_lines(
+    root / "chat" / "chat.jsonl",
+    [{"id": f"c{i}", "turns": ["Hello.", "Hi.", f"Who are {i}?"], "answers": [f"I am {i}."]} for i in range(12)],
+  )
+  return root
+
+
+@pytest.fixture(scope="module")
+def config(data, parts):
+  def make(workdir, **changes):
+    given = {"mix": "here.py", "data": str(data), "corpus": parts["corpus"], "dev_fraction": 0.15, **changes}
+    return c.PrepareMixConfig(workdir=str(workdir), **given)
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def made(config, parts, tmp_path_factory):
+  """A prepared mix, its index, and what was retrieved of the generator's and the retriever's split."""
+  root = tmp_path_factory.mktemp("made")
+  prepare_mix(config(root), MIX)
+  index(
+    c.IndexConfig(
+      passages=f"{root}/passages",
+      encoder=parts["encoder"],
+      embeddings=f"{root}/embeddings",
+      index=f"{root}/index",
+      backend="exact",
+    )
+  )
+  results = {}
+  for part in ("generator", "retriever"):
+    for split in ("train", "dev"):
+      results[part, split] = retrieve(
+        c.RetrieveConfig(
+          questions=f"{root}/{part}/{split}.jsonl",
+          passages=f"{root}/passages",
+          index=f"{root}/index",
+          encoder=parts["encoder"],
+          out=f"{root}/retrieved/{part}/{split}",
+          k=3,
+        )
+      )
+  return root, results
+
+
+def rows(root, part, split):
+  return read_split(f"{root}/{part}/{split}.jsonl")
+
+
+def test_what_a_split_holds(made, data):
+  root, _ = made
+  train, dev = rows(root, "generator", "train"), rows(root, "generator", "dev")
+  counts = collections.Counter(row["set"] for row in train)
+  assert counts["ask"] == 30
+  assert counts["text"] <= 30
+  assert len({row["id"] for row in train + dev}) == len(train) + len(dev)
+  contexts = {row["set"] for row in train + dev if "context" in row}
+  assert contexts == {"squad_v2"}
+  own = [row for row in train + dev if row["set"] == "squad_v2"]
+  assert {row["context"] for row in own} == set(STORIES)
+  assert "I don't know" in {row["answers"][0] for row in own}
+  chat = next(row for row in train if row["set"] == "chat")
+  assert chat["question"].startswith("Q: Hello.\nA: Hi.\nQ: Who are")
+  assert chat["query"].startswith("Hello.\nHi.\n")
+  assert chat["answers"][0].startswith("I am ")
+  text = next(row for row in train if row["set"] == "text")
+  assert text["category"] == "text"
+  assert text["question"] == ""
+  # For the retriever a context of one's own is no passage: what is asked is searched for.
+  assert not any("context" in row for row in rows(root, "retriever", "train"))
+
+
+def test_no_document_and_no_question_is_on_both_sides(made):
+  root, _ = made
+  for part in ("generator", "retriever"):
+    train, dev = rows(root, part, "train"), rows(root, part, "dev")
+    assert dev
+    for name in ("squad_v2", "text", "completion"):
+      groups = [{row["group"] for row in split if row["set"] == name} for split in (train, dev)]
+      assert not groups[0] & groups[1]
+    questions = [{likeness(row["question"]) for row in split if row["set"] == "ask"} for split in (train, dev)]
+    assert not questions[0] & questions[1]
+
+
+def test_weights(made):
+  root, _ = made
+  for part, fixed in (("generator", {"text": 0.10, "chat": 0.05}), ("retriever", {"completion": 0.95})):
+    stated = files.read_manifest(root / part, "split")["mixture"]["train"]
+    of = {name: (count, weight) for name, count, weight in stated}
+    assert sum(weight for _, weight in of.values()) == pytest.approx(1)
+    for name, weight in fixed.items():
+      assert of[name][1] == pytest.approx(weight)
+    others = [of[name] for name in of if name not in fixed]
+    assert len({round(weight / count, 12) for count, weight in others}) == 1
+    # ... and the store that is trained on draws by them.
+    mixture = mixture_of(RetrievedStore(root / "retrieved" / part / "train").manifest)
+    assert mixture.to_manifest() == stated
+    assert [row["set"] for row in rows(root, part, "train")] == [n for n, count, _ in stated for _ in range(count)]
+
+
+def test_own_contexts_and_plain_text_are_not_searched_for(made):
+  root, results = made
+  store = RetrievedStore(root / "retrieved" / "generator" / "train")
+  own = [e for e in store if not e.searched]
+  expected = [r for r in rows(root, "generator", "train") if r["set"] in ("text", "squad_v2")]
+  assert [e.id for e in own] == [r["id"] for r in expected]
+  for example, row in zip(own, expected, strict=True):
+    assert example.context == row.get("context")
+    assert example.valid.tolist() == [True, False, False]
+    assert (example.passage_rows == -1).all()
+    assert example.scores[0] == 0
+  searched = [e for e in store if e.searched]
+  assert all(e.valid.all() and (e.passage_rows >= 0).all() for e in searched)
+  result = results["generator", "train"]
+  assert result.num_questions == len(store)
+  assert result.num_own == len(own) > 0
+  assert f"{len(own)} of them with a context of their own or plain text" in result.summary()
+  assert results["retriever", "train"].num_own == 0
+
+
+def test_the_piece_that_an_example_came_from_is_never_among_its_passages(made):
+  root, _ = made
+  passages = PassageStore(root / "passages")
+  by_id = {row["id"]: row for split in ("train", "dev") for row in rows(root, "retriever", split)}
+  seen = 0
+  for split in ("train", "dev"):
+    for example in RetrievedStore(root / "retrieved" / "retriever" / split):
+      row = by_id[example.id]
+      if row["set"] == "completion":
+        seen += 1
+        (own,) = row["exclude_rows"]
+        text = passages[own].text
+        assert text.startswith(row["question"])
+        assert text.endswith(row["answers"][0])
+        assert own not in example.passage_rows.tolist()
+        assert example.valid.all()
+  assert seen == 35
+
+
+def test_the_first_hit_is_dropped_and_the_next_one_moves_up(tmp_path, rng):
+  """An index in which every query is a row of it: without dropping, that row would be the first."""
+  embeddings = rng.normal(size=(20, 8)).astype(np.float32)
+  embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+  build_index(embeddings, tmp_path / "i", backend="exact")
+  opened = load_index(tmp_path / "i")
+  queries, k = embeddings[:6], 4
+  assert opened.search(queries, k).ids[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+  found = search_without(opened, queries, k, [[0], [], [2, 7], [3], [4], [5]])
+  scores = queries @ embeddings.T
+  for i, without in enumerate(([0], [], [2, 7], [3], [4], [5])):
+    expected = [r for r in np.argsort(-scores[i], kind="stable").tolist() if r not in without][:k]
+    assert found.ids[i].tolist() == expected
+    assert found.scores[i] == pytest.approx(scores[i][expected], abs=1e-6)
+  assert found.valid.all()
+  few = search_without(opened, queries[:1], 20, [[0]])  # one less than there are
+  assert few.ids[0, -1] == -1
+  assert not few.valid[0, -1]
+  assert np.isneginf(few.scores[0, -1])
+  assert few.valid.sum() == 19
+
+
+def test_the_data_card(made, config):
+  root, _ = made
+  text = (root / "data_card.md").read_text()
+  figures = files.read_json(root / "data_card.json")
+  sets = {s["name"]: s for s in figures["parts"]["Generator tuning"]}
+  train = rows(root, "generator", "train")
+  for name, own in sets.items():
+    lengths = [len((r["question"] + " " + r.get("context", "")).split()) for r in train if r["set"] == name]
+    assert own["train"] == len(lengths)
+    assert own["asked"] == [int(np.percentile(lengths, q, method="lower")) for q in (50, 95)]
+  assert sets["ask"]["available"] > sets["ask"]["train"] == 30
+  own = [r for r in train if r["set"] == "squad_v2"]
+  told = [r for r in own if r["answers"][0] != "I don't know"]
+  assert (sets["squad_v2"]["unanswerable"], sets["squad_v2"]["with_context"]) == (len(own) - len(told), len(told))
+  assert sets["squad_v2"]["in_context"] == len(told)
+  assert f"| squad_v2 | {CATALOGUE['squad_v2'].licence} |" in text
+  assert "| ask | not stated |" in text
+  assert re.search(r"\| chat \| \d+ \| \d+ \| \d+ \| 5\.00% \|", text)
+  plot = (root / "data_card.svg").read_text()
+  assert plot.startswith("<svg xmlns")
+  assert plot.count('class="bar"') == 4 + 3
+  assert "95.0%" in plot
+
+
+def test_duplicates_are_counted(config, tmp_path):
+  """Two questions with one answer, in two files; the second one is kept, and counted where both are trained on."""
+  mix = c.MixConfig((ASK,), completions=0)
+  prepare_mix(config(tmp_path, dev_fraction=0.05), mix)
+  train = rows(tmp_path, "generator", "train")
+  same = [r for r in train if r["question"] == "Where does person 0 live in 0?"]
+  (ask,) = files.read_json(tmp_path / "data_card.json")["parts"]["Generator tuning"]
+  assert ask["duplicates"] == len(same) - 1 == 1
+
+
+def test_the_same_call_keeps_what_is_there_and_another_mix_is_refused(made, config):
+  root, _ = made
+  before = (root / "generator" / "train.jsonl").stat().st_mtime_ns
+  again = prepare_mix(config(root), MIX)
+  assert (root / "generator" / "train.jsonl").stat().st_mtime_ns == before
+  assert again.num_questions["generator"]["train"] == len(rows(root, "generator", "train"))
+  with pytest.raises(UserError, match=r"made with mix.cap = 30, this call has 20; choose another directory"):
+    prepare_mix(config(root), dataclasses.replace(MIX, cap=20))
+  changed = dataclasses.replace(MIX, generator=(TEXT, dataclasses.replace(CHAT, weight=0.06), ASK, SQUAD_V2))
+  with pytest.raises(UserError, match=r"made with mix.generator.chat.weight = 0.05, this call has 0.06"):
+    prepare_mix(config(root), changed)
+
+
+def test_a_card_that_is_missing_is_written_again(config, tmp_path):
+  """What a call leaves that was killed between the splits and the card."""
+  mix = c.MixConfig((ASK,), completions=0)
+  prepare_mix(config(tmp_path), mix)
+  split = (tmp_path / "generator" / "train.jsonl").read_bytes()
+  (tmp_path / "data_card.json").unlink()
+  prepare_mix(config(tmp_path), mix)
+  assert (tmp_path / "data_card.json").is_file()
+  assert (tmp_path / "generator" / "train.jsonl").read_bytes() == split
+
+
+ABSENT = c.SetConfig("gsm8k", ("gsm8k/train.jsonl", "gsm8k/train.jsonl.gz"), weight=0.5)
+
+
+def test_missing_sets_are_named_or_left_out(config, data, tmp_path):
+  mix = c.MixConfig((TEXT, ABSENT, ASK), completions=0)
+  with pytest.raises(UserError) as told:
+    prepare_mix(config(tmp_path), mix)
+  line = str(told.value)
+  assert "1 sets of the mix are not there: gsm8k (no gsm8k/train.jsonl or gsm8k/train.jsonl.gz)" in line
+  assert "radit download --list" in line
+  assert "--allow-missing" in line
+  assert "\n" not in line
+  assert not list(tmp_path.iterdir())
+  made = prepare_mix(config(tmp_path, allow_missing=True), mix)
+  assert "gsm8k is not there (no gsm8k/train.jsonl or gsm8k/train.jsonl.gz): left out" in made.summary()
+  weights = {n: w for n, _, w in files.read_manifest(tmp_path / "generator", "split")["mixture"]["train"]}
+  assert weights == {"text": pytest.approx(0.1), "ask": pytest.approx(0.9)}
+  card = (tmp_path / "data_card.md").read_text()
+  assert "| gsm8k | no gsm8k/train.jsonl or gsm8k/train.jsonl.gz | MIT |" in card
+  assert "went to the others" in card
+  with pytest.raises(UserError, match=r"none of the mix's sets for the generator is left"):
+    prepare_mix(config(tmp_path / "x", allow_missing=True), c.MixConfig((ABSENT,), completions=0))
+  with pytest.raises(UserError, match=r"nowhere: no such directory; `radit download --list`"):
+    prepare_mix(config(tmp_path / "x", data=str(data / "nowhere")), mix)
+
+
+def test_licences_leave_out_what_is_not_for_commercial_use(config, tmp_path):
+  made = prepare_mix(config(tmp_path, licence="commercial"), MIX)
+  sets = {n for n, _, _ in files.read_manifest(tmp_path / "generator", "split")["mixture"]["train"]}
+  assert sets == {"text", "squad_v2"}  # those of the test have no licence that is known
+  assert "ask left out: licence not known" in made.summary()
+  assert "| chat | licence not known | not stated |" in (tmp_path / "data_card.md").read_text()
+
+
+def test_answers_that_are_too_long_are_left_out_and_counted(config, parts, tmp_path):
+  made = prepare_mix(config(tmp_path, tokenizer=parts["generator"], max_answer_tokens=4), MIX)
+  count = load_tokenizer(parts["generator"])
+  kept = [r for s in ("train", "dev") for r in rows(tmp_path, "generator", s) if r["set"] in ("ask", "chat")]
+  assert all(len(count(r["answers"][0], add_special_tokens=False)["input_ids"]) <= 4 for r in kept)
+  assert re.search(r"\d+ left out: chat: an answer of more than 4 tokens", made.summary())
+
+
+def test_a_bad_record_stops_or_is_counted(config, data, tmp_path):
+  (tmp_path / "d" / "ask").mkdir(parents=True)
+  lines = [json.dumps(record) for record in asked(30)]
+  (tmp_path / "d" / "ask" / "a.jsonl").write_text("\n".join([*lines[:3], '{"id": "x"}', *lines[3:]]) + "\n")
+  mix = c.MixConfig((ASK,), completions=0)
+  with pytest.raises(UserError, match=r"a\.jsonl:4: .*--on-error skip"):
+    prepare_mix(config(tmp_path / "w", data=str(tmp_path / "d")), mix)
+  made = prepare_mix(config(tmp_path / "w", data=str(tmp_path / "d"), on_error="skip"), mix)
+  assert "1 left out" in made.summary()
+  assert "a.jsonl:4" in made.summary()
+  (tmp_path / "d" / "ask" / "b.jsonl").write_text(lines[0] + "\n")
+  (tmp_path / "d" / "ask" / "a.jsonl").write_text("\n".join(lines))
+  with pytest.raises(UserError, match=r"b\.jsonl: id 'a0' was already used in .*a\.jsonl"):
+    prepare_mix(config(tmp_path / "v", data=str(tmp_path / "d")), mix)
+
+
+# The shipped mixes.
+
+
+@pytest.mark.parametrize("name", cli.shipped_mixes())
+def test_shipped_mixes_find_what_download_lays_out(name, tmp_path):
+  mix = cli.read_mix(name)
+  for source in mix.sets():
+    if source.read_as == "passages":
+      continue
+    entry = CATALOGUE[source.name]
+    path = tmp_path / source.name / entry.splits["train"]
+    if entry.splits["train"] == ".":
+      path.mkdir(parents=True)
+    else:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text("")
+    assert path.resolve() in [p.resolve() for p in locate(source, tmp_path)], (source, path)
+    assert entry.format == source.read_as
+
+
+def test_the_papers_mix():
+  mix = cli.read_mix("paper")
+  assert len(mix.generator) == 21
+  assert mix.cap == 7500
+  assert {s.name: s.weight for s in mix.generator if s.weight} == {"text": 0.10, "oasst1": 0.05}
+  assert (mix.completion_share, mix.completions, mix.completion_tokens) == (0.95, 900_000, 50)
+  used = {s.name for s in mix.sets()} - {"text"}
+  assert used == {n for n, entry in CATALOGUE.items() if {"generator", "retriever"} & set(entry.uses)}
+
+
+def test_the_permissive_mix():
+  for source in cli.read_mix("permissive").sets():
+    if source.read_as != "passages":
+      entry = CATALOGUE[source.name]
+      assert entry.commercial, source.name
+      assert entry.licence in ("MIT", "Apache-2.0", "CC-BY-4.0"), source.name
+
+
+# Parts.
+
+
+def test_shares():
+  big, small = (c.SetConfig(n, (n,), format="jsonl") for n in ("big", "small"))
+  assert shares([TEXT, CHAT, big, small], [5, 5, 300, 100]) == pytest.approx([0.10, 0.05, 0.6375, 0.2125])
+  assert shares([TEXT, CHAT], [5, 5]) == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_a_capped_draw_is_the_same_whatever_the_order(rng):
+  examples = [Example(f"e{i}", "?", ("a",)) for i in range(200)]
+  kept = []
+  for order in (range(200), rng.permutation(200).tolist()):
+    draw = Draw(20, seed=4)
+    for i in order:
+      draw.offer(examples[i])
+    assert draw.seen == 200
+    kept.append([e.id for e in draw.kept()])
+  assert set(kept[0]) == set(kept[1])
+  assert len(kept[0]) == 20
+  assert kept[0] == sorted(kept[0], key=lambda name: int(name[1:]))
+  other = Draw(20, seed=5)
+  for e in examples:
+    other.offer(e)
+  assert {e.id for e in other.kept()} != set(kept[0])
+
+
+def test_documents_stay_together_and_uses_share_one_reading():
+  examples = [Example(f"e{i}", f"q{i}", ("a",), group=f"g{i % 50}") for i in range(1000)]
+  taken = take(iter(examples), {"a": 100, "b": None}, dev_fraction=0.2, seed=0)
+  assert len(taken["a"].train) == 100
+  assert len(taken["a"].dev) == 20
+  whole = taken["b"]
+  assert len(whole.train) + len(whole.dev) == 1000
+  assert taken["a"].num_train == len(whole.train)
+  assert not {e.group for e in whole.train} & {e.group for e in whole.dev}
+  assert 0.05 < len(whole.dev) / 1000 < 0.4
+  context = Example("x", "q", ("a",), own_context="The  Sea", category="reading")
+  assert group_of(context) == group_of(dataclasses.replace(context, id="y", instruction="other", own_context="the sea"))
+
+
+def test_completions_take_beginning_and_end(parts):
+  words = "one two three four five six seven eight nine ten"
+  assert complete(words, word_spans(words), 3) == ("one two three", "eight nine ten")
+  assert complete(words, word_spans(words), 50) == ("one two three four five", "six seven eight nine ten")
+  assert complete("one", word_spans("one"), 50) is None
+  tokenizer = load_tokenizer(parts["generator"])
+  text = next(documents())["text"]
+  given, asked_for = complete(text, token_spans(tokenizer)(text), 5)
+  ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+  assert (given, asked_for) == (tokenizer.decode(ids[:5]).strip(), tokenizer.decode(ids[-5:]).strip())
+
+
+def test_tfds_folders_come_first(tmp_path):
+  source = c.SetConfig("gsm8k", ("gsm8k/train.jsonl",))
+  folder = tmp_path / "gsm8k" / "1.0.0"
+  folder.mkdir(parents=True)
+  (tmp_path / "gsm8k" / "train.jsonl").write_text("")
+  assert locate(source, tmp_path) == (tmp_path / "gsm8k" / "train.jsonl",)
+  (folder / "dataset_info.json").write_text("{}")
+  assert locate(source, tmp_path) == (folder,)
+  (tmp_path / "gsm8k" / "1.0.1").mkdir()
+  (tmp_path / "gsm8k" / "1.0.1" / "dataset_info.json").write_text("{}")
+  with pytest.raises(UserError, match="2 versions of the set that TFDS prepared"):
+    locate(source, tmp_path)
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("mix = 3", r"needs `mix = MixConfig\(\.\.\.\)`"),
+    ("from radit_jax.config import *\nmix = MixConfig(())", "MixConfig.generator is empty"),
+    ("from radit_jax.config import *\nSetConfig('a b', ('x',))", "name = 'a b': must be letters"),
+    ("from radit_jax.config import *\nSetConfig('gsm9k', ('x',))", "set gsm9k: format 'gsm9k', must be one of"),
+    ("from radit_jax.config import *\nSetConfig('gsm8k')", r"set gsm8k: files = \(\)"),
+    ("from radit_jax.config import *\nSetConfig('gsm8k', 'x')", r"must be a tuple of texts"),
+    ("from radit_jax.config import *\nSetConfig('gsm8k', ('../x',))", "must lie below the data directory"),
+    (
+      "from radit_jax.config import *\nSetConfig('gsm8k', ('x',), weight=2)",
+      "weight = 2, must be above 0 and at most 1",
+    ),
+    ("from radit_jax.config import *\ns = SetConfig('gsm8k', ('x',), weight=.6)\nmix = MixConfig((s, s))", "twice"),
+    (
+      "from radit_jax.config import *\na, b = (SetConfig(n, ('x',), 'jsonl', weight=.6) for n in 'ab')\n"
+      "mix = MixConfig((a, b))",
+      "add up to 1.2, more than 1",
+    ),
+    (
+      "from radit_jax.config import *\na, b = (SetConfig(n, ('x',), 'jsonl', weight=w) for n, w in ('a1', 'b'))\n"
+      "mix = MixConfig((a, b))".replace("'a1', 'b'", "('a', 1), ('b', None)"),
+      "leave nothing for the other sets",
+    ),
+    ("\n1 / 0", r"m\.py:2: ZeroDivisionError"),
+  ],
+)
+def test_a_bad_mix_file_is_one_line(tmp_path, capsys, content, message):
+  (tmp_path / "m.py").write_text(content)
+  call = ["prepare", "--mix", str(tmp_path / "m.py"), "--data", "d", "--corpus", "c", "--workdir", str(tmp_path / "w")]
+  assert cli.main(call) == 2
+  printed = capsys.readouterr().err.strip()
+  assert re.search(message, printed)
+  assert "m.py" in printed
+  assert "\n" not in printed
+
+
+def test_the_command_line(tmp_path, data, parts, capsys):
+  (tmp_path / "m.py").write_text(
+    "from radit_jax.config import MixConfig, SetConfig\n"
+    "mix = MixConfig((SetConfig('ask', ('ask/*.jsonl',), format='jsonl'),), completions=0)\n"
+  )
+  call = ["prepare", f"--mix={tmp_path / 'm.py'}", "--data", str(data), "--corpus", parts["corpus"]]
+  assert cli.main([*call, "--workdir", str(tmp_path / "w"), "--dev-fraction", "0.2"]) == 0
+  printed = capsys.readouterr().out
+  assert "generator: train " in printed
+  assert "data card: " in printed
+  assert cli.main([*call, "--workdir", "w", "--test-fraction", "0.2"]) == 2
+  assert "no option --test-fraction" in capsys.readouterr().err
+  assert cli.main(["prepare", "--mix", "papr", "--data", "d", "--corpus", "c", "--workdir", "w"]) == 2
+  assert "no such name; the nearest is 'paper'" in capsys.readouterr().err
