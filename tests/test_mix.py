@@ -11,7 +11,7 @@ from tiny import TOWNS, documents, write_lines
 
 from radit_jax import cli, files
 from radit_jax import config as c
-from radit_jax.data.catalogue import CATALOGUE
+from radit_jax.data.catalogue import CATALOGUE, MIXES
 from radit_jax.data.completion import complete, token_spans
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.corpus.chunks import word_spans
@@ -26,6 +26,9 @@ from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import read_split
 from radit_jax.verbs.prepare_mix import prepare_mix
 from radit_jax.verbs.retrieve import retrieve, search_without
+from radit_jax.verbs.score import score
+from radit_jax.verbs.train_generator import train_generator
+from radit_jax.verbs.train_retriever import train_retriever
 
 ASK = c.SetConfig("ask", ("ask/*.jsonl",), format="jsonl")
 SQUAD_V2 = c.SetConfig("squad_v2", ("squad_v2/train-v2.0.json",))
@@ -233,6 +236,58 @@ def test_the_first_hit_is_dropped_and_the_next_one_moves_up(tmp_path, rng):
   assert few.valid.sum() == 19
 
 
+PROMPT = c.PromptConfig(max_tokens=160, max_passage_tokens=60, max_answer_tokens=40)
+LOOP = c.LoopConfig(steps=2, batch_size=8, evaluate_every=2)
+
+
+def test_both_tunings_draw_from_the_mix(made, parts):
+  """The batches of a run are those of a plan that draws by weight."""
+  root, _ = made
+  stores = {part: f"{root}/retrieved/{part}" for part in ("generator", "retriever")}
+  trained = train_generator(
+    c.TrainGeneratorConfig(
+      workdir=f"{root}/trained/generator",
+      generator=parts["generator"],
+      retrieved=f"{stores['generator']}/train",
+      dev_retrieved=f"{stores['generator']}/dev",
+      passages=f"{root}/passages",
+      prompt=PROMPT,
+      pack_tokens=160,
+      loop=LOOP,
+    )
+  )
+  assert trained.steps == 2
+  assert np.isfinite(trained.best_dev_loss)
+  for split in ("train", "dev"):
+    score(
+      c.ScoreConfig(
+        generator=parts["generator"],
+        retrieved=f"{stores['retriever']}/{split}",
+        passages=f"{root}/passages",
+        out=f"{root}/scores/{split}",
+        k=3,
+        prompt=PROMPT,
+      )
+    )
+  tuned = train_retriever(
+    c.TrainRetrieverConfig(
+      workdir=f"{root}/trained/retriever",
+      encoder=parts["encoder"],
+      retrieved=f"{stores['retriever']}/train",
+      dev_retrieved=f"{stores['retriever']}/dev",
+      index=f"{root}/index",
+      scores=f"{root}/scores/train",
+      dev_scores=f"{root}/scores/dev",
+      k=3,
+      loop=LOOP,
+    )
+  )
+  assert tuned.steps == 2
+  first = files.read_json(f"{root}/trained/retriever/first_batch.json")
+  names = [example["id"] for example in first["examples"]]
+  assert sum(name.startswith("completion/") for name in names) >= 6  # 95 % of 8
+
+
 def test_the_data_card(made, config):
   root, _ = made
   text = (root / "data_card.md").read_text()
@@ -333,14 +388,14 @@ def test_answers_that_are_too_long_are_left_out_and_counted(config, parts, tmp_p
   assert re.search(r"\d+ left out: chat: an answer of more than 4 tokens", made.summary())
 
 
-def test_a_bad_record_stops_or_is_counted(config, data, tmp_path):
+def test_a_bad_record_stops_or_is_counted(config, tmp_path):
   (tmp_path / "d" / "ask").mkdir(parents=True)
   lines = [json.dumps(record) for record in asked(30)]
   (tmp_path / "d" / "ask" / "a.jsonl").write_text("\n".join([*lines[:3], '{"id": "x"}', *lines[3:]]) + "\n")
   mix = c.MixConfig((ASK,), completions=0)
   with pytest.raises(UserError, match=r"a\.jsonl:4: .*--on-error skip"):
     prepare_mix(config(tmp_path / "w", data=str(tmp_path / "d")), mix)
-  made = prepare_mix(config(tmp_path / "w", data=str(tmp_path / "d"), on_error="skip"), mix)
+  made = prepare_mix(config(tmp_path / "w", data=str(tmp_path / "d"), on_error="skip", dev_fraction=0.3), mix)
   assert "1 left out" in made.summary()
   assert "a.jsonl:4" in made.summary()
   (tmp_path / "d" / "ask" / "b.jsonl").write_text(lines[0] + "\n")
@@ -349,18 +404,44 @@ def test_a_bad_record_stops_or_is_counted(config, data, tmp_path):
     prepare_mix(config(tmp_path / "v", data=str(tmp_path / "d")), mix)
 
 
+@pytest.mark.parametrize("decontaminate", ["report", "questions", "all"])
+def test_evaluation_questions_are_counted_and_left_out(config, data, tmp_path, decontaminate):
+  """One is asked in training; its answer stands in passages that plain text and completions are made of."""
+  store = tmp_path / "d"
+  for name in ("ask", "quiz"):
+    (store / name).mkdir(parents=True)
+  write_lines(store / "ask" / "1.jsonl", asked(40))
+  write_lines(store / "quiz" / "q.jsonl", [next(asked(1)), {"id": "b", "question": "Which one?", "answers": ["xyzzy"]}])
+  quiz = c.SetConfig("quiz", ("quiz/q.jsonl",), format="jsonl")
+  absent = c.SetConfig("nq_open", ("nq_open/dev.jsonl",))
+  mix = c.MixConfig((TEXT, ASK), evaluation=(quiz, absent), completions=0)
+  made = prepare_mix(config(tmp_path / "w", data=str(store), decontaminate=decontaminate, dev_fraction=0.2), mix)
+  (found,) = files.read_json(tmp_path / "w" / "data_card.json")["evaluation"]
+  assert (found["name"], found["questions"], found["same"], found["examples"]) == ("quiz", 2, 1, 1)
+  train = rows(tmp_path / "w", "generator", "train")
+  holding = [r for r in train if r["category"] == "text" and TOWNS[0] in r["answers"][0]]
+  assert found["passages"] > 0
+  assert len(holding) == (0 if decontaminate == "all" else found["passages"])
+  assert any(r["id"] == "ask/a0" for r in train) is (decontaminate == "report")
+  assert ("ask: an evaluation question" in made.summary()) is (decontaminate != "report")
+  card = (tmp_path / "w" / "data_card.md").read_text()
+  assert "| quiz | 2 | 1 | 0 | 1 | 1 |" in card
+  assert "Not there, so not looked for: nq_open." in card
+
+
 # The shipped mixes.
 
 
 @pytest.mark.parametrize("name", cli.shipped_mixes())
 def test_shipped_mixes_find_what_download_lays_out(name, tmp_path):
   mix = cli.read_mix(name)
-  for source in mix.sets():
+  for source, split in [*((s, "train") for s in mix.sets()), *((s, "dev") for s in mix.evaluation)]:
     if source.read_as == "passages":
       continue
     entry = CATALOGUE[source.name]
-    path = tmp_path / source.name / entry.splits["train"]
-    if entry.splits["train"] == ".":
+    place = entry.splits["test" if source.name == "mmlu" else split]
+    path = tmp_path / source.name / place
+    if "." not in place.removeprefix("."):
       path.mkdir(parents=True)
     else:
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -380,11 +461,19 @@ def test_the_papers_mix():
 
 
 def test_the_permissive_mix():
-  for source in cli.read_mix("permissive").sets():
-    if source.read_as != "passages":
-      entry = CATALOGUE[source.name]
-      assert entry.commercial, source.name
-      assert entry.licence in ("MIT", "Apache-2.0", "CC-BY-4.0"), source.name
+  """Only sets whose licence allows commercial use; for each part, all of those that the paper's mix has."""
+  paper, mix = cli.read_mix("paper"), cli.read_mix("permissive")
+  for part in ("generator", "retriever"):
+    allowed = [s for s in getattr(paper, part) if s.name == "text" or CATALOGUE[s.name].commercial]
+    assert getattr(mix, part) == tuple(allowed)
+
+
+@pytest.mark.parametrize("name", cli.shipped_mixes())
+def test_download_knows_the_sets_of_a_mix(name):
+  mix = cli.read_mix(name)
+  assert set(MIXES[name]) == {s.name for s in mix.sets()} - {"text"}
+  evaluated = [n for n, entry in CATALOGUE.items() if "evaluation" in entry.uses]
+  assert {s.name for s in mix.evaluation} <= set(evaluated)
 
 
 # Parts.

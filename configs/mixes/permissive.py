@@ -1,8 +1,8 @@
-"""`radit prepare --mix permissive --data DIR --corpus ... --workdir D`: the paper's sets under MIT, Apache 2.0 or CC BY.
+"""`radit prepare --mix permissive --data DIR --corpus ... --workdir D`: the paper's sets that allow commercial use.
 
-Nothing here is for research only, and nothing asks that what is made of it be shared alike. Plain text and completions
-are those of the corpus, and under its licence. With share-alike sets too (SQuAD 2, DROP, NarrativeQA, ECQA):
-`--mix paper --licence commercial`.
+`radit download --mix permissive` fetches them. Those of Wikipedia texts (SQuAD 2, DROP, NarrativeQA's summaries) are
+CC BY-SA, ECQA is CDLA-Sharing, the others are MIT, Apache 2.0 or CC BY: the data card lists each. Plain text and
+completions are the corpus's, and under its licence.
 """
 
 import dataclasses
@@ -31,9 +31,13 @@ mix = MixConfig(
     commonsense_qa,
     math_qa,
     web_questions,
+    SetConfig("drop", ("drop/drop_dataset_train.json", "drop/*/drop_dataset_train.json")),
+    SetConfig("narrativeqa", ("narrativeqa",), split="train"),
     pubmed_qa,
     quarel,
+    SetConfig("squad_v2", ("squad*v2/train-v2.0.json",)),
     SetConfig("aqua_rat", ("aqua*rat/train.json",)),
+    SetConfig("ecqa", ("ecqa",), split="train"),
     SetConfig("gsm8k", ("gsm8k/train.jsonl",)),
     SetConfig("strategyqa", ("strategyqa/train.json",)),
   ),
@@ -45,5 +49,18 @@ mix = MixConfig(
     SetConfig("freebase_qa", ("freebase*qa/FreebaseQA-train.json*",)),
     pubmed_qa,
     quarel,
+  ),
+  # What the paper reports; nothing is trained on these.
+  evaluation=(
+    SetConfig("mmlu", ("mmlu/data/test",)),
+    SetConfig("nq_open", ("nq_open/NQ-open.dev.jsonl",)),
+    SetConfig("trivia_qa", ("trivia_qa/triviaqa-unfiltered/unfiltered-web-dev.json",)),
+    SetConfig("kilt_hotpotqa", ("kilt_hotpotqa/hotpotqa-dev-kilt.jsonl",), format="kilt"),
+    SetConfig("kilt_eli5", ("kilt_eli5/eli5-dev-kilt.jsonl",)),
+    SetConfig("kilt_fever", ("kilt_fever/fever-dev-kilt.jsonl",)),
+    SetConfig("kilt_aida", ("kilt_aida/aidayago2-dev-kilt.jsonl",)),
+    SetConfig("kilt_zsre", ("kilt_zsre/structured_zeroshot-dev-kilt.jsonl",)),
+    SetConfig("kilt_trex", ("kilt_trex/trex-dev-kilt.jsonl",)),
+    SetConfig("kilt_wow", ("kilt_wow/wow-dev-kilt.jsonl",)),
   ),
 )

@@ -1,6 +1,6 @@
 """Every option of every verb: frozen dataclasses that check themselves when made, parsed by the command line."""
 
-from radit_jax.config.mix import LicenceLimit, MixConfig, PrepareMixConfig, SetConfig, SetFormat
+from radit_jax.config.mix import Decontaminate, LicenceLimit, MixConfig, PrepareMixConfig, SetConfig, SetFormat
 from radit_jax.config.paper import paper_run
 from radit_jax.config.plan import PlanConfig
 from radit_jax.config.recipe import (
@@ -50,6 +50,7 @@ __all__ = [
   "Backend",
   "ConvertConfig",
   "CorpusFormat",
+  "Decontaminate",
   "Direction",
   "DownloadConfig",
   "Dtype",

@@ -21,6 +21,7 @@ from radit_jax.errors import UserError
 PASSAGES = "passages"
 SetFormat = QuestionFormat | Literal["passages"]
 LicenceLimit = Literal["any", "commercial"]
+Decontaminate = Literal["report", "questions", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,8 @@ class MixConfig:
     retriever: sets of retriever tuning (its D_R) beside corpus completions. Own contexts are no passages there.
     cap: examples of a generator set at most, dev examples not counted; None for all.
     retriever_cap: of a retriever set.
+    evaluation: sets that training is held against, see ``decontaminate`` of `radit prepare --mix`. Those that are not
+      there are not looked at, and the data card says so.
     completions: pieces of the corpus that retriever tuning completes, at most; 0 for none.
     completion_share: of the draws of retriever tuning.
     completion_tokens: tokens given of a piece's beginning, and asked for of its end; of a piece with fewer than twice
@@ -85,6 +88,7 @@ class MixConfig:
 
   generator: tuple[SetConfig, ...]
   retriever: tuple[SetConfig, ...] = ()
+  evaluation: tuple[SetConfig, ...] = ()
   cap: int | None = 7500
   retriever_cap: int | None = None
   completions: int = 900_000
@@ -98,7 +102,7 @@ class MixConfig:
     if not 0 < self.completion_share <= 1:
       raise UserError(f"MixConfig.completion_share = {self.completion_share}: must be above 0 and at most 1")
     known: dict[str, SetConfig] = {}
-    for part in ("generator", "retriever"):
+    for part in ("generator", "retriever", "evaluation"):
       sets = getattr(self, part)
       if not isinstance(sets, tuple) or not all(isinstance(s, SetConfig) for s in sets):
         raise UserError(f"MixConfig.{part}: must be a tuple of SetConfig")
@@ -110,6 +114,8 @@ class MixConfig:
         raise UserError(f"MixConfig.{part}: the weights given add up to {fixed:g}, more than 1")
       if fixed > 1 - 1e-9 and any(s.weight is None for s in sets):
         raise UserError(f"MixConfig.{part}: the weights given add up to {fixed:g} and leave nothing for the other sets")
+      if part == "evaluation":
+        continue
       for s in sets:
         same = known.setdefault(s.name, s)
         if (same.files, same.read_as, same.split) != (s.files, s.read_as, s.split):
@@ -118,9 +124,11 @@ class MixConfig:
       raise UserError("MixConfig.generator is empty")
     if any(s.read_as == PASSAGES for s in self.retriever):
       raise UserError("MixConfig.retriever: plain text trains no retriever; `completions` are made of the corpus")
+    if any(s.read_as == PASSAGES for s in self.evaluation):
+      raise UserError("MixConfig.evaluation: plain text asks nothing")
 
   def sets(self) -> Iterable[SetConfig]:
-    """Every set once."""
+    """Every set that is trained on, once."""
     return {s.name: s for s in (*self.generator, *self.retriever)}.values()
 
 
@@ -146,6 +154,9 @@ class PrepareMixConfig:
       answer above its own prompt.max_answer_tokens.
     allow_missing: go on without sets whose files are not there; the data card names them.
     licence: "commercial" leaves out sets that may not be used commercially, or do not say so.
+    decontaminate: what is done about evaluation questions in training: "report" counts them; "questions" leaves out
+      training examples that ask the same, or share eight words in a row; "all" also plain text and completions that
+      hold an evaluation answer.
     dev_fraction: share of the documents (of sets without any, of the questions) held out to pick checkpoints.
     seed: draw of splits, capped sets and completions.
     on_error: "strict" stops at the first bad record, "skip" counts and leaves out bad ones.
@@ -166,6 +177,7 @@ class PrepareMixConfig:
   max_answer_tokens: int | None = None
   allow_missing: bool = False
   licence: LicenceLimit = "any"
+  decontaminate: Decontaminate = "report"
   dev_fraction: float = 0.02
   seed: int = 0
   on_error: OnError = "strict"
@@ -178,6 +190,7 @@ class PrepareMixConfig:
     at_least(self, "processes", 1)
     at_least(self, "max_answer_tokens", 1)
     one_of(self, "licence", LicenceLimit)
+    one_of(self, "decontaminate", Decontaminate)
     one_limit(self)
     if (self.max_passage_tokens is None) != (self.passage_encoder is None):
       raise UserError(

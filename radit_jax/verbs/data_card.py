@@ -81,7 +81,9 @@ def card_text(card: Mapping[str, Any]) -> str:
 
   Args:
     card: ``mix``, ``corpus``, ``seed``, ``parts`` (title -> sets as :meth:`SetFigures.summary` gives them),
-      ``licences`` (set -> words), ``missing`` and ``refused`` (set -> why), ``skipped`` (reason -> count).
+      ``licences`` (set -> words), ``missing`` and ``refused`` (set -> why), ``skipped`` (reason -> count),
+      ``decontaminate``, ``evaluation`` (as :meth:`radit_jax.data.contamination.Contamination.summary` gives it) and
+      ``not_looked_at`` (names).
   """
   lines = [
     f"# Data card of the mix {card['mix']}",
@@ -101,6 +103,8 @@ def card_text(card: Mapping[str, Any]) -> str:
     lines += ["", "## Sets left out", "", "| set | why | licence |", "|---|---|---|"]
     lines += [f"| {n} | {why} | {card['licences'].get(n, 'not stated')} |" for n, why in left_out.items()]
     lines += ["", "What they would have had of the draws went to the others, in proportion."]
+  if card["evaluation"] or card["not_looked_at"]:
+    lines += ["", "## Evaluation questions in training", "", *_evaluation(card)]
   if card["skipped"]:
     lines += ["", "## Records left out", "", "| records | why |", "|---|---|"]
     lines += [f"| {count:,} | {reason} |" for reason, count in card["skipped"].items()]
@@ -128,6 +132,23 @@ def _table(sets: Sequence[Mapping[str, Any]]) -> list[str]:
   if unanswerable:
     rows[-1] += f" {unanswerable:,} questions are answered “{UNANSWERABLE}”."
   return rows
+
+
+def _evaluation(card: Mapping[str, Any]) -> list[str]:
+  rows = [
+    "| set | questions | asked in training | eight words in a row | examples | answer in a passage | passages |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for e in card["evaluation"]:
+    names = ("questions", "same", "overlapping", "examples", "answered", "passages")
+    rows.append(f"| {e['name']} | {' | '.join(f'{e[name]:,}' for name in names)} |")
+  done = {
+    "report": "All of it is trained on (`--decontaminate` leaves it out).",
+    "questions": "Those examples are left out; passages (plain text and completions) are trained on.",
+    "all": "Those examples and passages are left out.",
+  }[card["decontaminate"]]
+  unseen = f" Not there, so not looked for: {', '.join(card['not_looked_at'])}." if card["not_looked_at"] else ""
+  return [*(rows if card["evaluation"] else []), "", done + unseen]
 
 
 def card_plot(card: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from radit_jax import files
 from radit_jax.config import MixConfig, PrepareMixConfig, SetConfig
 from radit_jax.config.mix import PASSAGES
 from radit_jax.data.completion import Spans, complete, draw_rows, passages_at, token_spans
+from radit_jax.data.contamination import Contamination
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.mix import Taken, chance, read_set, shares, take
 from radit_jax.data.mixture import Mixture
@@ -39,6 +40,7 @@ def read_sets(
   mix: MixConfig,
   paths: Mapping[str, tuple[pathlib.Path, ...]],
   skipped: Skipped,
+  contamination: Contamination,
   progress: Progress,
 ) -> Sets:
   """Reads every set once.
@@ -48,22 +50,29 @@ def read_sets(
     mix: sets that are there.
     paths: of their files.
     skipped: counts what is left out.
+    contamination: counts evaluation questions that are trained on.
     progress: told of the sets.
 
   Raises:
     UserError: a bad record under "strict".
   """
-  tokenizer = None if config.max_answer_tokens is None else load_tokenizer(str(config.tokenizer))
+  limit = config.max_answer_tokens
+  tokenizer = None if limit is None else load_tokenizer(str(config.tokenizer))
+
+  def tokens(answer: str) -> int:
+    assert tokenizer is not None  # the config checks it
+    return len(tokenizer(answer, add_special_tokens=False)["input_ids"])
 
   def fits(source: SetConfig, example: Example) -> bool:
     if not example.answers:
       raise UserError(f"set {source.name}: example {example.id!r} has no answer, which training needs")
-    if tokenizer is None:
-      return True
-    if len(tokenizer(example.answers[0], add_special_tokens=False)["input_ids"]) <= config.max_answer_tokens:
-      return True
-    skipped.add(example.id, Unused(f"{source.name}: an answer of more than {config.max_answer_tokens} tokens"))
-    return False
+    if limit is not None and tokens(example.answers[0]) > limit:
+      skipped.add(example.id, Unused(f"{source.name}: an answer of more than {limit} tokens"))
+      return False
+    if config.decontaminate != "report" and contamination.example(example):
+      skipped.add(example.id, Unused(f"{source.name}: an evaluation question"))
+      return False
+    return True
 
   caps: dict[str, dict[str, int | None]] = {}
   for part, cap in (("generator", mix.cap), ("retriever", mix.retriever_cap)):
@@ -75,6 +84,9 @@ def read_sets(
     examples = read_set(source, paths[source.name], on_error=config.on_error, skipped=skipped)
     fitting = filter(functools.partial(fits, source), examples)
     taken[source.name] = take(fitting, caps[source.name], dev_fraction=config.dev_fraction, seed=config.seed)
+    if config.decontaminate == "report":
+      for example in {e.id: e for uses in taken[source.name].values() for e in uses.train}.values():
+        contamination.example(example)
     progress("sets", done, len(wanted), "sets")
   return taken
 
@@ -89,6 +101,7 @@ class SplitWriter:
     store: passages of the corpus.
     recipe: of the splits.
     skipped: counts what is left out.
+    contamination: counts passages that hold evaluation answers.
   """
 
   def __init__(
@@ -99,9 +112,10 @@ class SplitWriter:
     store: PassageStore,
     recipe: dict[str, Any],
     skipped: Skipped,
+    contamination: Contamination,
   ):
     self._config, self._mix, self._taken = config, mix, taken
-    self._store, self._recipe, self._skipped = store, recipe, skipped
+    self._store, self._recipe, self._skipped, self._contamination = store, recipe, skipped, contamination
 
   def write(self, part: str, path: pathlib.Path) -> dict[str, Any]:
     """Writes the split of a part; returns what the data card says of it.
@@ -118,7 +132,7 @@ class SplitWriter:
         open(out / "dev.jsonl", "w", encoding="utf-8") as dev,
       ):
         for own, (_, _, rows) in zip(figures, sources, strict=True):
-          for row, held_out in rows():
+          for row, held_out in filter(self._clean, rows()):
             (dev if held_out else train).write(json.dumps({**row, "set": own.name}, ensure_ascii=False) + "\n")
             if held_out:
               own.dev += 1
@@ -136,6 +150,17 @@ class SplitWriter:
       mixture = {"train": Mixture(names, there, share).to_manifest()}
       files.write_manifest(out, "split", {"recipe": self._recipe, "counts": counts, "mixture": mixture})
     return {"sets": [f.summary() for f in figures], "counts": counts}
+
+  def _clean(self, made: tuple[Row, bool]) -> bool:
+    """Whether a row may be trained on: passages that hold evaluation answers are counted, and left out if so asked."""
+    row, held_out = made
+    if held_out or row["category"] not in ("text", COMPLETION):
+      return True
+    text = row["answers"][0] if row["category"] == "text" else f"{row['question']}\n{row['answers'][0]}"
+    if not self._contamination.passage(text) or self._config.decontaminate != "all":
+      return True
+    self._skipped.add(row["id"], Unused("a passage with the answer to an evaluation question"))
+    return False
 
   def _sources(self, part: str) -> list[tuple[str, int, Rows]]:
     """Sets of a part in their order: name, training examples before any cap, and what gives the rows."""

@@ -9,9 +9,10 @@ from radit_jax import files, hosts, runs
 from radit_jax.config import MixConfig, PrepareMixConfig
 from radit_jax.config.mix import PASSAGES
 from radit_jax.data.catalogue import CATALOGUE
+from radit_jax.data.contamination import Contamination
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.corpus.build import Build
-from radit_jax.data.mix import locate, missing
+from radit_jax.data.mix import locate, missing, read_set
 from radit_jax.data.policy import Skipped
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint
@@ -71,13 +72,15 @@ def prepare_mix(config: PrepareMixConfig, mix: MixConfig, *, progress: Progress 
       "--allow-missing goes on without them"
     )
   mix = _without(mix, absent)
+  evaluated = {s.name: locate(s, data) for s in mix.evaluation}
   paths = {s.name: locate(s, data) for s in mix.sets() if s.read_as != PASSAGES}
   sources = corpus_sources(config)
   corpus_inputs = {"corpus": fingerprint_sources(sources)}
   if config.passage_encoder is not None:
     corpus_inputs["passage_encoder"] = fingerprint(config.passage_encoder, config.embedding)
+  named = paths | {f"evaluation {name}": found for name, found in evaluated.items()}
   inputs = corpus_inputs | {
-    name: "+".join(fingerprint_path(str(p))[:16] for p in found) for name, found in paths.items()
+    name: "+".join(fingerprint_path(str(p))[:16] for p in found) for name, found in named.items()
   }
   if config.tokenizer is not None:
     inputs["tokenizer"] = fingerprint(config.tokenizer)
@@ -94,13 +97,19 @@ def prepare_mix(config: PrepareMixConfig, mix: MixConfig, *, progress: Progress 
     with hosts.one_writes() as mine:
       if mine:
         skipped = Skipped()
-        taken = read_sets(config, mix, paths, skipped, progress)  # what is wrong is found before the corpus is read
+        # What is wrong with the sets is found before the corpus is read.
+        contamination = Contamination(
+          (s.name, read_set(s, evaluated[s.name], on_error=config.on_error, skipped=skipped))
+          for s in mix.evaluation
+          if evaluated[s.name]
+        )
+        taken = read_sets(config, mix, paths, skipped, contamination, progress)
         if not finished[0]:
           _write_corpus(config, corpus, sources, progress)
         store = PassageStore(root / "passages")
-        writer = SplitWriter(config, mix, taken, store, wanted, skipped)
+        writer = SplitWriter(config, mix, taken, store, wanted, skipped, contamination)
         parts = {part: writer.write(part, path) for part, path in stores.items()}
-        _write_card(root, _card(config, mix, skipped, store, parts, absent, refused))
+        _write_card(root, _card(config, mix, skipped, store, parts, absent, refused, contamination))
   return _prepared(root, stores)
 
 
@@ -130,7 +139,7 @@ def _without(mix: MixConfig, names: Iterable[str]) -> MixConfig:
 def _described(mix: MixConfig) -> dict[str, Any]:
   """A mix with its sets by name, so that an error can name the one that differs."""
   out = dataclasses.asdict(mix)
-  for part in PARTS:
+  for part in (*PARTS, "evaluation"):
     out[part] = {s["name"]: {k: v for k, v in s.items() if k not in ("name", "files")} for s in out[part]}
   return out
 
@@ -164,6 +173,7 @@ def _card(
   parts: dict[str, dict[str, Any]],
   absent: dict[str, str],
   refused: dict[str, str],
+  contamination: Contamination,
 ) -> dict[str, Any]:
   manifest = store.manifest
   return {
@@ -176,6 +186,9 @@ def _card(
     "licences": {name: entry.licence for name, entry in CATALOGUE.items()}
     | {s.name: "that of the corpus" for s in mix.generator if s.read_as == PASSAGES}
     | {COMPLETION: "that of the corpus"},
+    "decontaminate": config.decontaminate,
+    "evaluation": contamination.summary(),
+    "not_looked_at": [s.name for s in mix.evaluation if s.name not in {f["name"] for f in contamination.summary()}],
     "missing": absent,
     "refused": refused,
     "skipped": dict(skipped.counts) | {f"corpus: {k}": n for k, n in manifest["skipped"].items()},
