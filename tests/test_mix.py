@@ -18,11 +18,14 @@ from radit_jax.data.corpus.chunks import word_spans
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.mix import Draw, group_of, likeness, locate, shares, take
 from radit_jax.data.mixture import mixture_of
-from radit_jax.data.sources import Example
+from radit_jax.data.sources import Example, Passage
 from radit_jax.errors import UserError
+from radit_jax.evaluation.metrics import has_answer
 from radit_jax.models.pretrained import load_tokenizer
 from radit_jax.retrieval.index import build_index, load_index
+from radit_jax.verbs.evaluate import make_query
 from radit_jax.verbs.index import index
+from radit_jax.verbs.inspect import inspect
 from radit_jax.verbs.prepare import read_split
 from radit_jax.verbs.prepare_mix import prepare_mix
 from radit_jax.verbs.retrieve import retrieve, search_without
@@ -193,6 +196,14 @@ def test_own_contexts_and_plain_text_are_not_searched_for(made):
   assert result.num_own == len(own) > 0
   assert f"{len(own)} of them with a context of their own or plain text" in result.summary()
   assert results["retriever", "train"].num_own == 0
+  found = collections.defaultdict(list)
+  passages = PassageStore(root / "passages")
+  for example in searched:
+    texts = passages.texts(example.passage_rows.tolist())
+    found[example.id.split("/")[0]].append(any(has_answer(text, example.answers) for text in texts))
+  assert result.by_set == pytest.approx({name: np.mean(hits) for name, hits in found.items()})
+  assert any(result.by_set.values())
+  assert "\n  ask: " in result.summary()
 
 
 def test_the_piece_that_an_example_came_from_is_never_among_its_passages(made):
@@ -234,6 +245,33 @@ def test_the_first_hit_is_dropped_and_the_next_one_moves_up(tmp_path, rng):
   assert not few.valid[0, -1]
   assert np.isneginf(few.scores[0, -1])
   assert few.valid.sum() == 19
+
+
+def test_evaluate_and_inspect_show_own_contexts(made, parts):
+  root, _ = made
+  passages = PassageStore(root / "passages")
+  store = RetrievedStore(root / "retrieved" / "generator" / "train")
+  own = next(e for e in store if e.context)
+  for mode in ("retrieval", "gold", "closed_book"):
+    query = make_query(own, passages, mode=mode, k=3)
+    assert query.passages == (Passage("", "", own.context),)
+    assert query.scores == (0.0,)
+  for example in (own, next(e for e in store if e.category == "text")):
+    shown = inspect(
+      c.InspectConfig(
+        what="example",
+        retrieved=str(store.path),
+        passages=str(passages.path),
+        generator=parts["generator"],
+        example=example.id,
+        prompt=PROMPT,
+      )
+    )
+    (passage,) = shown.data["passages"]
+    assert (passage["row"], passage["text"]) == (-1, example.context or "")
+    segments = {part["name"]: part["text"] for part in passage["prompt"]["segments"]}
+    assert segments["answer"].strip() == example.answers[0]
+    assert ("passage" in segments) is (example is own)
 
 
 PROMPT = c.PromptConfig(max_tokens=160, max_passage_tokens=60, max_answer_tokens=40)

@@ -1,5 +1,6 @@
 """`radit retrieve`: the top-k passages of every question of a split, stored once for all that follows."""
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ class RetrieveResult:
     recall: k -> share of the questions with a gold passage among the first k. Questions without a known gold passage
       count a passage that holds an answer.
     mrr: mean reciprocal rank of the first such passage.
+    by_set: of the examples of a mix, set -> share with such a passage among those retrieved.
   """
 
   retrieved: str
@@ -48,12 +50,14 @@ class RetrieveResult:
   num_own: int
   recall: dict[int, float]
   mrr: float
+  by_set: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def summary(self) -> str:
     """One line for the command line."""
     recall = ", ".join(f"recall@{k} {value:.1%}" for k, value in self.recall.items())
     own = f", {self.num_own} of them with a context of their own or plain text" if self.num_own else ""
-    return f"{self.num_questions} questions{own}, {recall}, MRR {self.mrr:.3f}: {self.retrieved}"
+    sets = "".join(f"\n  {name}: {share:.1%} with an answer in a passage" for name, share in self.by_set.items())
+    return f"{self.num_questions} questions{own}, {recall}, MRR {self.mrr:.3f}: {self.retrieved}{sets}"
 
 
 def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> RetrieveResult:
@@ -108,7 +112,12 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
   rank = np.asarray(manifest["hits"])
   recall = {k: float(np.mean(rank < k)) if len(rank) else 0.0 for k in (1, 5, 10) if k <= config.k}
   mrr = float(np.mean(np.where(rank < config.k, 1 / (rank + 1), 0))) if len(rank) else 0.0
-  return RetrieveResult(config.out, manifest["count"], manifest["count"] - len(rank), recall, mrr)
+  ends = np.cumsum([0, *(count for _, count in manifest.get("searched", []))])
+  by_set = {
+    name: float(np.mean(rank[start : start + count] < config.k))
+    for (name, count), start in zip(manifest.get("searched", []), ends, strict=False)
+  }
+  return RetrieveResult(config.out, manifest["count"], manifest["count"] - len(rank), recall, mrr, by_set)
 
 
 def _own(question: dict[str, Any]) -> bool:
@@ -179,6 +188,9 @@ def _store(
       for q, ids in zip((q for q in questions if not _own(q)), found.ids, strict=True)
     ],
   }
+  if any("set" in q for q in questions):
+    counts = collections.Counter(q["set"] for q in questions if not _own(q))
+    fields["searched"] = [[name, count] for name, count in counts.items()]
   if mixed:
     fields["mixture"] = mixture.kept(mixed, [q["set"] for q in questions], config.questions)
   write_retrieved(records(), config.out, manifest=fields)
