@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import functools
 import json
+import operator
 import re
 
 import numpy as np
@@ -11,6 +13,7 @@ from tiny import TOWNS, documents, write_lines
 
 from radit_jax import cli, files
 from radit_jax import config as c
+from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.catalogue import CATALOGUE, MIXES
 from radit_jax.data.completion import complete, token_spans
 from radit_jax.data.corpus import PassageStore
@@ -18,11 +21,14 @@ from radit_jax.data.corpus.chunks import word_spans
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.mix import Draw, group_of, likeness, locate, shares, take
 from radit_jax.data.mixture import mixture_of
+from radit_jax.data.plan import RunPlan
+from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import Example, Passage
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import has_answer
 from radit_jax.models.pretrained import load_tokenizer
 from radit_jax.retrieval.index import build_index, load_index
+from radit_jax.sharding import RowShare
 from radit_jax.verbs.evaluate import make_query
 from radit_jax.verbs.index import index
 from radit_jax.verbs.inspect import inspect
@@ -276,6 +282,38 @@ def test_evaluate_and_inspect_show_own_contexts(made, parts):
 
 PROMPT = c.PromptConfig(max_tokens=160, max_passage_tokens=60, max_answer_tokens=40)
 LOOP = c.LoopConfig(steps=2, batch_size=8, evaluate_every=2)
+
+
+def test_batches_are_the_same_at_any_step_and_on_any_number_of_hosts(made, parts):
+  root, _ = made
+  store, passages = RetrievedStore(root / "retrieved" / "generator" / "train"), PassageStore(root / "passages")
+  prompt = Prompt(load_tokenizer(parts["generator"]), PROMPT)
+  lengths = row_lengths(store, passages, prompt, k=2, with_passages=True)
+  order = mixture_of(store.manifest).order(5)
+  plan = RunPlan(lengths.rows, batch_size=8, seed=5, epochs=2, order=order)
+
+  def ids(**options):
+    batches = parallel_context_batches(
+      store,
+      passages,
+      prompt,
+      plan,
+      k=2,
+      with_passages=True,
+      batch_size=8,
+      answer_tokens=lengths.answer,
+      seed=5,
+      **options,
+    )
+    return [(names, batch.tokens.tolist()) for names, batch in batches]
+
+  whole = ids()
+  assert len(whole) == len(plan)
+  assert ids(start=9) == whole[9:]
+  halves = [ids(share=RowShare((i,), 2)) for i in range(2)]
+  for (names, tokens), *of_hosts in zip(whole, *halves, strict=True):
+    assert names == sum((own for own, _ in of_hosts), ())
+    assert tokens == functools.reduce(operator.iadd, (own for _, own in of_hosts), [])
 
 
 def test_both_tunings_draw_from_the_mix(made, parts):
