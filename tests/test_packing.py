@@ -212,3 +212,11 @@ def test_the_tightest_rows_hold_the_same_with_less_padding():
   assert tightest(packing, 128).row_tokens == 512  # 384 would hold one prompt
   long = Packing(np.array([[500, 220]] * 8), np.full(8, 4), 512, batch_size=4)
   assert tightest(long, 16).row_tokens >= 500
+
+
+def test_the_tightest_rows_are_those_of_what_is_drawn():
+  """Of a mixture, not of the set that comes first: two prompts of 220 tokens want rows of 448, three of 170 of 512."""
+  each = np.concatenate([np.full((64, 2), 220), np.full((64, 2), 170)])
+  packing = Packing(each, np.full(128, 4), 512, batch_size=4)
+  assert tightest(packing, 64).row_tokens == 448
+  assert tightest(packing, 64, lambda epoch: np.arange(64, 128)).row_tokens == 512

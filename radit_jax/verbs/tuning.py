@@ -16,7 +16,7 @@ from radit_jax.config import Dtype, LoopConfig, LoraConfig, TrainGeneratorConfig
 from radit_jax.data.batches import RowLengths
 from radit_jax.data.mixture import Mixture
 from radit_jax.data.packing import PackedPlan, Packing, most_segments, packed_in_order, tightest
-from radit_jax.data.plan import PlannedBatch, RunPlan, plan_in_order, row_multiple
+from radit_jax.data.plan import Order, PlannedBatch, RunPlan, plan_in_order, row_multiple
 from radit_jax.errors import UserError
 from radit_jax.models.attention import AttentionChoice, attention_choice
 from radit_jax.models.bert import Bert, BertConfig
@@ -110,19 +110,22 @@ def make_packed_plans(
   Raises:
     UserError: a prompt longer than a row.
   """
+  order = None if mixture is None else mixture.order(loop.seed)
   plan = PackedPlan(
-    packing(lengths, row_tokens, loop.batch_size, mesh, parts=loop.accumulate),
+    packing(lengths, row_tokens, loop.batch_size, mesh, parts=loop.accumulate, order=order),
     seed=loop.seed,
     num_steps=loop.steps,
     epochs=loop.epochs,
-    order=None if mixture is None else mixture.order(loop.seed),
+    order=order,
   )
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths.each)), mesh)
   dev = packed_in_order(packing(dev_lengths, row_tokens, dev_size, mesh))
   return Plans(plan, dev, dev_size, max(plan.segments, most_segments(dev)))
 
 
-def packing(lengths: RowLengths, row_tokens: int, batch_size: int, mesh: Mesh, *, parts: int = 1) -> Packing:
+def packing(
+  lengths: RowLengths, row_tokens: int, batch_size: int, mesh: Mesh, *, parts: int = 1, order: Order | None = None
+) -> Packing:
   """How a verb's examples are packed, see :class:`radit_jax.data.packing.Packing`.
 
   Rows hold up to ``row_tokens``: exactly as many on a TPU, whose attention takes large blocks of one size.
@@ -136,7 +139,7 @@ def packing(lengths: RowLengths, row_tokens: int, batch_size: int, mesh: Mesh, *
     shards=sharding.row_shards(mesh),
     parts=parts,
   )
-  return packing if jax.default_backend() == "tpu" else tightest(packing, multiple)
+  return packing if jax.default_backend() == "tpu" else tightest(packing, multiple, order)
 
 
 def check_batch(loop: LoopConfig, mesh: Mesh) -> None:
