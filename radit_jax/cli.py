@@ -322,7 +322,8 @@ def _run_file(option: str, name: str, directory: pathlib.Path, shipped: list[str
   except UserError as e:
     raise UserError(f"{path}: {e}") from None
   except Exception as e:
-    line = getattr(e, "lineno", None) or traceback.extract_tb(e.__traceback__)[-1].lineno
+    own = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
+    line = getattr(e, "lineno", None) or (own[-1] if own else 1)
     raise UserError(f"{path}:{line}: {type(e).__name__}: {e}") from None
 
 

@@ -648,6 +648,7 @@ def test_tfds_folders_come_first(tmp_path):
       "leave nothing for the other sets",
     ),
     ("\n1 / 0", r"m\.py:2: ZeroDivisionError"),
+    ("from radit_jax.config import *\n\nSetConfig('gsm8k', ('x',), weight='x')", r"m\.py:3: TypeError"),
   ],
 )
 def test_a_bad_mix_file_is_one_line(tmp_path, capsys, content, message):
