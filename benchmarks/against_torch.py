@@ -2,9 +2,10 @@
 
     python benchmarks/against_torch.py --squad dev-v1.1.json
 
-Needs the `test` extra (torch, transformers). The contestants take turns, a batch each, in one process:
+Needs the `test` extra (torch, transformers). The contestants take turns, a batch each:
 
-- usual: `transformers` on torch as most use it: padded batches in the order of the file, logits of every token,
+- usual: `transformers` on torch as most use it: padded batches in the order of the file, logits of every token, in a
+  process of its own, so that its memory is handled as it is by default,
 - strong: the strongest torch here: prompts sorted by length in small groups, logits of answer tokens only, no mask,
 - padded, packed: this library's step on rows of one prompt each, and of several (`--pack-tokens` of the verbs),
 - apart, shared: the rows of `radit score`, without and with one copy of a passage for the questions in a row.
@@ -14,6 +15,7 @@ Before anything is timed all must agree on every prompt's log-likelihood, and on
 
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import pathlib
 import statistics
@@ -112,6 +114,46 @@ class Torch:
     keys = self._scored[batch]
     values = self.side.score([self._prompts[name][j] for name, j in keys])
     return dict(zip(keys, values.tolist(), strict=True))
+
+
+class Apart:
+  """A PyTorch side in a process of its own, without this library's setting of the heap."""
+
+  def __init__(self, path: pathlib.Path, rates: Sequence[float], prompts: dict[str, list[Rendered]], size: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    self._connection, other = context.Pipe()
+    self._process = context.Process(target=_serve, args=(other, path, rates, prompts, size), daemon=True)
+    self._process.start()
+    other.close()
+    self.num_batches = self._connection.recv()
+
+  def __getattr__(self, name: str) -> Callable[..., Any]:
+    """``train``, ``score`` and ``figures`` of :class:`Torch`."""
+
+    def call(*arguments: Any) -> Any:
+      self._connection.send((name, arguments))
+      return self._connection.recv()
+
+    return call
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._connection.close()
+    self._process.join()
+
+
+def _serve(
+  connection: Any, path: pathlib.Path, rates: Sequence[float], prompts: dict[str, list[Rendered]], size: int
+) -> None:
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  side = Torch(Usual(path, OPTIMIZER, rates.__getitem__), prompts, size, sort=False)
+  connection.send(side.num_batches)
+  while True:
+    try:
+      name, arguments = connection.recv()
+    except EOFError:
+      return
+    connection.send(getattr(side, name)(*arguments))
 
 
 class _Ours:
@@ -225,7 +267,7 @@ def check_scores(contestants: dict[str, Any]) -> float:
   return worst
 
 
-def check_training(torches: dict[str, Torch], ours: dict[str, Training]) -> float:
+def check_training(torches: dict[str, Any], ours: dict[str, Training]) -> float:
   """The same for loss and gradient norm of a batch."""
   worst = 0.0
   for name, contestant in ours.items():
@@ -250,7 +292,7 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     Real tokens per second, ``[kind of work][contestant]``: medians over the rounds.
   """
   quiet_libraries()
-  keep_heap()  # as `radit` does; PyTorch's buffers come from the same heap
+  keep_heap()  # as `radit` does; the strong contestant has the same heap
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   with tempfile.TemporaryDirectory() as directory:
     root = pathlib.Path(directory)
@@ -286,12 +328,12 @@ def _prompts(work: Workload) -> dict[str, list[Rendered]]:
 
 def _torches(
   config: Config, path: pathlib.Path, prompts: dict[str, list[Rendered]]
-) -> tuple[dict[str, Torch], list[str]]:
+) -> tuple[dict[str, Any], list[str]]:
   schedule = learning_rate(OPTIMIZER, TOTAL_STEPS)
   rates = [float(schedule(step)) for step in range(TOTAL_STEPS)]
   strong, tried = _fastest_strong(config, path, prompts, rates.__getitem__)
   return {
-    "usual": Torch(Usual(path, OPTIMIZER, rates.__getitem__), prompts, config.batch_size, sort=False),
+    "usual": Apart(path, rates, prompts, config.batch_size),
     "strong": Torch(strong, prompts, config.batch_size, sort=True),
   }, tried
 
@@ -327,6 +369,7 @@ def _training(config: Config, work: Workload, path: pathlib.Path) -> tuple[dict[
     contestant.train(0)
   tokens = sum(len(p.tokens) for rows in prompts.values() for p in rows)
   rates = _rates({**torches, **ours}, "train", config.rounds, tokens)
+  torches["usual"].close()
   return rates, [
     f"Training: {config.questions} questions drawn from the file × {config.k} passages, {tokens} tokens, {size} "
     f"questions a step. {_batches(ours)} Largest relative difference in loss or gradient norm: {worst:.0e}.",
@@ -341,6 +384,7 @@ def _scoring(config: Config, work: Workload, path: pathlib.Path) -> tuple[dict[s
   worst = check_scores({**torches, **ours})
   tokens = sum(len(p.tokens) for rows in prompts.values() for p in rows)
   rates = _rates({**torches, **ours}, "score", config.rounds, tokens)
+  torches["usual"].close()
   return rates, [
     f"Scoring: the first {config.scored} questions of the file × {config.k} passages, {tokens} tokens of prompts, "
     f"of which {tokens / ours['shared'].plan.shared:.0f} are computed where passages are shared. {_batches(ours)} "
