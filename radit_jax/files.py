@@ -8,7 +8,8 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from radit_jax.errors import UserError
@@ -97,13 +98,19 @@ def replace_directory(finished: pathlib.Path, final: pathlib.Path) -> None:
   shutil.rmtree(old)
 
 
-def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
+def write_atomic(path: str | os.PathLike[str], data: str | bytes | memoryview, *, durable: bool = False) -> None:
   """Writes a file through a temporary sibling, so that a reader sees the old file or the new one, never half.
 
   An object in a bucket is always written like that.
+
+  Args:
+    path: the file.
+    data: its content.
+    durable: the content has reached the disk before the file has its name, so that this holds of a machine that loses
+      its power too.
   """
   if in_bucket(path):
-    location(path).write_bytes(data.encode() if isinstance(data, str) else data)
+    location(path).write_bytes(data.encode() if isinstance(data, str) else bytes(data))
     return
   final = pathlib.Path(path)
   final.parent.mkdir(parents=True, exist_ok=True)
@@ -111,16 +118,30 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
   try:
     with os.fdopen(handle, "wb") as f:
       f.write(data.encode() if isinstance(data, str) else data)
+      if durable:
+        f.flush()
+        os.fsync(f.fileno())
     os.chmod(name, 0o644)
     os.replace(name, final)
+    if durable:
+      sync_directory(final.parent)
   except BaseException:
     pathlib.Path(name).unlink(missing_ok=True)
     raise
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-  """Writes ``value`` as indented JSON, atomically; NaN is refused (it is not JSON)."""
-  write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+def sync_directory(path: str | os.PathLike[str]) -> None:
+  """Lets the names in a directory reach the disk."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, durable: bool = False) -> None:
+  """Writes ``value`` as indented JSON, see :func:`write_atomic`; NaN is refused (it is not JSON)."""
+  write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n", durable=durable)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -177,15 +198,21 @@ def fingerprint_directory(path: str | os.PathLike[str], *, suffixes: tuple[str, 
   return digest.hexdigest()
 
 
-def write_manifest(path: str | os.PathLike[str], kind: str, fields: dict[str, Any]) -> None:
-  """Writes ``manifest.json`` for the directory: what it is, its recipe, and size and SHA-256 of every file in it."""
+def write_manifest(
+  path: str | os.PathLike[str], kind: str, fields: dict[str, Any], *, known: Mapping[str, str] = types.MappingProxyType({})
+) -> None:
+  """Writes ``manifest.json`` for the directory: what it is, its recipe, and size and SHA-256 of every file in it.
+
+  Args:
+    path: the directory.
+    kind: what it is.
+    fields: its recipe.
+    known: SHA-256 by name, of files that need not be read for it.
+  """
   root = pathlib.Path(path)
-  files = {
-    p.relative_to(root).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
-    for p in sorted(root.rglob("*"))
-    if p.is_file() and p.name != MANIFEST
-  }
-  write_json(root / MANIFEST, {"kind": kind, **fields, "files": files})
+  names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.name != MANIFEST)
+  files = {n: {"bytes": (root / n).stat().st_size, "sha256": known.get(n) or sha256_file(root / n)} for n in names}
+  write_json(root / MANIFEST, {"kind": kind, **fields, "files": files}, durable=True)
 
 
 def read_manifest(path: str | os.PathLike[str], kind: str, *, verify: str = "sizes") -> dict[str, Any]:

@@ -19,8 +19,9 @@ from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
-from radit_jax.retrieval.embed import embed_passages, embed_queries, read_embeddings
+from radit_jax.retrieval.embed import embed_passages, embed_queries
 from radit_jax.retrieval.index import build_index, load_index
+from radit_jax.retrieval.shards import read_embeddings
 from radit_jax.sharding import parameter_shardings
 
 EMBEDDING = EmbeddingConfig(normalize=True, max_tokens=256)
@@ -217,13 +218,14 @@ def test_interrupted_work_goes_on_after_the_finished_shards(tmp_path, tokenizer)
   def note(stage, done, total, unit, /, **figures):
     seen.append(done)
     assert (stage, total, unit) == ("embed", 35, "passages")
+    assert figures == {"GB on disk": 35 * 4 * 4 / 1e9}
 
   with pytest.raises(Stop):
     embed(Spy(), tokenizer, texts, tmp_path / "embeddings", progress=stop_in_third_shard)
   assert not (tmp_path / "embeddings").exists()
   spy = Spy()
   resumed = embed(spy, tokenizer, texts, tmp_path / "embeddings", progress=note)
-  assert seen == [24, 28, 30, 34, 35]  # rows 20 and up
+  assert seen == [20, 24, 28, 30, 34, 35]  # rows 20 and up
   whole = embed(spy, tokenizer, texts, tmp_path / "whole")
   assert resumed == whole  # hashes of the shards included
   assert sorted(p.name for p in tmp_path.iterdir()) == ["embeddings", "whole"]
@@ -253,8 +255,8 @@ def test_finished_shards_of_other_work_are_not_kept(tmp_path, tokenizer, change)
     options = {"shard_size": 7}
   seen = []
   spy = Spy()
-  embed(spy, tokenizer, texts, tmp_path / "embeddings", progress=lambda s, done, *_: seen.append(done), **options)
-  assert seen[0] == 4
+  embed(spy, tokenizer, texts, tmp_path / "embeddings", progress=lambda s, done, *_, **figures: seen.append(done), **options)
+  assert seen[:2] == [0, 4]
   np.testing.assert_array_equal(np.concatenate(read_embeddings(tmp_path / "embeddings")), spy.expected(texts))
 
 

@@ -27,6 +27,7 @@ from radit_jax.config.shared import (
   PromptConfig,
   QuestionFormat,
   Remat,
+  StoredDtype,
   TargetScore,
   Verify,
 )
@@ -83,6 +84,7 @@ __all__ = [
   "ScoreConfig",
   "SetConfig",
   "SetFormat",
+  "StoredDtype",
   "TargetScore",
   "TrainGeneratorConfig",
   "TrainRetrieverConfig",

@@ -55,6 +55,7 @@ QuestionFormat = Literal[
 ]
 OnError = Literal["strict", "skip"]
 Backend = Literal["scann", "exact"]
+StoredDtype = Literal["float32", "float16"]
 Verify = Literal["full", "sizes"]
 LossName = Literal["lsr", "contrastive"]
 Method = Literal["ralt", "it"]

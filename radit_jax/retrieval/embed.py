@@ -2,11 +2,8 @@
 
 import collections
 import contextlib
-import hashlib
-import io
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,18 +14,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from radit_jax import files, hosts
+from radit_jax.config import StoredDtype
 from radit_jax.data.sources import Passage
 from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.models.dual_encoder import Encoder
 from radit_jax.progress import Progress, silent
-from radit_jax.sharding import ROW_AXES, concatenate, gather, place_rows, total
+from radit_jax.retrieval.shards import Shards
+from radit_jax.sharding import concatenate, gather, place_rows, row_shards, total
 
 #: Rows are padded to a multiple of this: at most max_tokens / 32 programs, and little padding once sorted by length.
 _PAD_TOKENS = 32
 #: Batches the device works on while the host prepares the next ones.
 _IN_FLIGHT = 2
-_UNFINISHED = "unfinished embeddings"
 
 
 def embed_queries(
@@ -82,10 +80,12 @@ def embed_passages(
   mesh: Mesh | None = None,
   progress: Progress = silent,
   shard_size: int = 2**15,
+  dtype: StoredDtype = "float32",
 ) -> dict[str, Any]:
   """Embeds passages into a directory of shards. The same call again goes on after the shards that are finished.
 
-  Work in progress lies in a hidden directory beside ``out``; ``out`` itself is whole or absent.
+  Batches are planned within each shard, so that its bytes do not depend on what was there before. Work in progress lies
+  in a hidden directory beside ``out``; ``out`` itself is whole or absent.
 
   Args:
     encoder: passage encoder, ``(tokens [N, T] int32, mask [N, T] bool) -> [N, E]``.
@@ -96,87 +96,66 @@ def embed_passages(
     batch_size: rows per call of the encoder.
     fields: what the embeddings depend on, ``encoder_fingerprint`` and ``passages_fingerprint``; kept in the manifest.
     prompt: put in front of every passage.
-    mesh: rows are split over its ``data`` and ``fsdp`` axes; the encoder must have been loaded onto it.
-    progress: told after every batch.
+    mesh: rows are split over its ``data`` and ``fsdp`` axes; the encoder must have been loaded onto it. With several
+      processes and a mesh of this process's own devices, each process makes the shards whose number leaves its own
+      one as the remainder; over a mesh of all devices they make every shard together.
+    progress: told before the first batch, with what will be on disk, and after every batch.
     shard_size: rows per shard; sorting by length is within a shard.
+    dtype: of the files.
 
   Returns:
     The manifest.
 
   Raises:
-    UserError: no passages, an embedding that is not finite (row named), or an ``out`` made from something else (the
-      first field that differs is named with both values).
+    UserError: no passages, an embedding that is not finite or does not fit ``dtype`` (row named), a full disk, or an
+      ``out`` made from something else (the first field that differs is named with both values).
   """
   if not len(texts):
     raise UserError(f"{out}: no passages to embed")
   final = pathlib.Path(out)
-  request = {**fields, "count": len(texts), "max_tokens": max_tokens, "prompt": prompt}
+  request = {**fields, "count": len(texts), "max_tokens": max_tokens, "prompt": prompt, "dtype": dtype}
   if final.exists():
     return _agree(final, files.read_manifest(final, "embeddings"), request)
-  work = final.parent / f".{final.name}.partial"
-  state = _resume(work, {**request, "shard_size": shard_size})
-  shards: list[dict[str, Any]] = state["shards"]
+  shards = Shards(final, request, count=len(texts), size=shard_size, dtype=dtype)
+  alone = hosts.count() > 1 and (mesh is None or all(d.process_index == hosts.index() for d in mesh.devices.flat))
+  own = [n for n in range(len(shards)) if not alone or n % hosts.count() == hosts.index()]
+  unit = f"passages of process {hosts.index()} of {hosts.count()}" if alone else "passages"
+  width = _width(encoder, mesh)
+  shards.check_space(width)
+  figures = {"GB on disk": shards.planned_bytes(width) / 1e9}
+  sizes = {n: len(shards.rows(n)) for n in own}
+  total_rows, before = sum(sizes.values()), sum(size for n, size in sizes.items() if n in shards.finished)
+  progress("embed", before, total_rows, unit, **figures)
   encode = EncoderTokenizer(tokenizer, max_tokens, prompt)
-  for number in range(len(shards), -(-len(texts) // shard_size)):
-    first = number * shard_size
-    ids, cut = _tokenized(encode, texts, range(first, min(first + shard_size, len(texts))))
+  for number in own:
+    if number in shards.finished:
+      continue
+    rows = shards.rows(number)
+    ids, cut = _tokenized(encode, texts, rows, alone=alone)
 
-    def report(done: int, first: int = first) -> None:
-      progress("embed", first + done, len(texts), "passages")
+    def report(done: int, before: int = before) -> None:
+      progress("embed", before + done, total_rows, unit, **figures)
 
     embeddings = _encode_all(
-      encoder, tokenizer, ids, max_tokens, batch_size, mesh, report, first_row=first, what="passage row"
+      encoder, tokenizer, ids, max_tokens, batch_size, mesh, report, first_row=rows.start, what="passage row"
     )
-    buffer = io.BytesIO()
-    np.save(buffer, embeddings, allow_pickle=False)
-    sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
-    shards.append({"sha256": sha256, "cut_passages": int(np.count_nonzero(cut)), "dim": embeddings.shape[1]})
+    before += len(rows)
+    if alone:
+      shards.write(number, embeddings, cut=int(np.count_nonzero(cut)))
+      continue
     with hosts.one_writes() as mine:
       if mine:
-        files.write_atomic(work / _shard_name(number), buffer.getvalue())
-        files.write_json(work / files.MANIFEST, state)
-  cut_passages = sum(s["cut_passages"] for s in shards)
-  manifest = {**request, "dim": shards[0]["dim"], "shards": len(shards), "cut_passages": cut_passages}
-  with hosts.one_writes() as mine:
-    if mine:
-      files.write_manifest(work, "embeddings", manifest)
-      os.replace(work, final)
+        shards.write(number, embeddings, cut=int(np.count_nonzero(cut)))
+  shards.finish(request)
   return files.read_manifest(final, "embeddings")
 
 
-def read_embeddings(path: str | os.PathLike[str], *, verify: str = "sizes") -> list[Float[np.ndarray, "n E"]]:
-  """Opens the shards of a directory that :func:`embed_passages` made.
-
-  Args:
-    path: the directory.
-    verify: ``"full"`` checks SHA-256, ``"sizes"`` only sizes.
-
-  Returns:
-    Memory-mapped ``[n, E]`` float32 shards; one behind the other they are the rows of the passage store.
-
-  Raises:
-    UserError: a missing or damaged file (named).
-  """
-  manifest = files.read_manifest(path, "embeddings", verify=verify)
-  shards = []
-  for number in range(manifest["shards"]):
-    name = pathlib.Path(path) / _shard_name(number)
-    try:
-      shard = np.load(name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-      raise UserError(f"{name}: cannot be read ({e}); embed the passages again") from None
-    if shard.dtype != np.float32 or shard.ndim != 2 or shard.shape[1] != manifest["dim"]:
-      raise UserError(f"{name}: {shard.dtype} {shard.shape}, float32 of width {manifest['dim']} expected")
-    shards.append(shard)
-  if sum(len(s) for s in shards) != manifest["count"]:
-    raise UserError(f"{path}: {sum(len(s) for s in shards)} embeddings, {files.MANIFEST} says {manifest['count']}")
-  return shards
-
-
 def _tokenized(
-  encode: EncoderTokenizer, texts: Sequence[str] | Sequence[Passage], rows: range
+  encode: EncoderTokenizer, texts: Sequence[str] | Sequence[Passage], rows: range, *, alone: bool
 ) -> tuple[Sequence[Sequence[int]], Sequence[int]]:
-  """Token ids of rows, and how many were cut. Each of several processes reads its part, and tells the others."""
+  """Token ids of rows, and how many were cut. Of several processes each reads its part, and tells the others."""
+  if alone:
+    return encode([_text(texts[row]) for row in rows])
   own = hosts.part(len(rows))
   ids, cut = encode([_text(texts[row]) for row in rows[own.start : own.stop]])
   if hosts.count() == 1:
@@ -197,10 +176,6 @@ def _text(passage: str | Passage) -> str:
   return passage if isinstance(passage, str) else passage.full_text
 
 
-def _shard_name(number: int) -> str:
-  return f"embeddings-{number:05d}.npy"
-
-
 def _agree(path: pathlib.Path, manifest: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
   """The manifest, if it is of the same request."""
   for field, asked in request.items():
@@ -213,28 +188,17 @@ def _agree(path: pathlib.Path, manifest: dict[str, Any], request: dict[str, Any]
   return manifest
 
 
-def _resume(work: pathlib.Path, request: dict[str, Any]) -> dict[str, Any]:
-  """State of the work in ``work`` if it is of the same request and whole; otherwise a new start."""
-  try:
-    state = files.read_json(work / files.MANIFEST)
-    whole = state["kind"] == _UNFINISHED and state["request"] == request
-    for number, shard in enumerate(state["shards"] if whole else []):
-      whole = whole and files.sha256_file(work / _shard_name(number)) == shard["sha256"]
-  except (UserError, OSError, KeyError, TypeError):
-    whole = False
-  if whole:
-    return state
-  with hosts.one_writes() as mine:
-    if mine:
-      shutil.rmtree(work, ignore_errors=True)
-      work.mkdir(parents=True)
-  return {"kind": _UNFINISHED, "request": request, "shards": []}
-
-
 @jax.jit
 def encode_batch(encoder: Encoder, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N E"]:
   """One call of the encoder; ``mask`` is True for real tokens."""
   return encoder(tokens, mask).astype(jnp.float32)
+
+
+def _width(encoder: Encoder, mesh: Mesh | None) -> int:
+  """Width E of what an encoder gives, without running it."""
+  shape = (1 if mesh is None else row_shards(mesh), _PAD_TOKENS)
+  probe = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
+  return int(jax.eval_shape(encode_batch, encoder, *probe).shape[1])
 
 
 def _encode_all(
@@ -250,12 +214,11 @@ def _encode_all(
   what: str,
 ) -> Float[np.ndarray, "n E"]:
   """Embeddings of rows of ids in their order; longest first on the device, so memory is short at once or never."""
-  devices = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in ROW_AXES]))
+  devices = 1 if mesh is None else row_shards(mesh)
   if batch_size % devices:
     raise UserError(f"batch_size {batch_size} over {devices} devices: choose a multiple of {devices}")
   if not ids:
-    probe = jax.ShapeDtypeStruct((devices, _PAD_TOKENS), jnp.int32), jax.ShapeDtypeStruct((devices, _PAD_TOKENS), bool)
-    return np.empty((0, jax.eval_shape(encode_batch, encoder, *probe).shape[1]), np.float32)
+    return np.empty((0, _width(encoder, mesh)), np.float32)
   # A few rows (one question of `ask`) are not padded to a whole batch: to a power of two, so shapes stay few.
   n_rows = min(batch_size, devices << (-(-len(ids) // devices) - 1).bit_length())
   order = np.argsort([-len(row) for row in ids], kind="stable")

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from radit_jax import files
 from radit_jax.config import Backend
 from radit_jax.errors import UserError
-from radit_jax.retrieval.embed import read_embeddings
+from radit_jax.retrieval.shards import read_embeddings
 from radit_jax.retrieval.exact import exact_top, score_pairs
 from radit_jax.retrieval.metadata import MetadataFilter, Value, Where, write_metadata
 from radit_jax.retrieval.scann import ScannCandidates, build_scann
