@@ -199,7 +199,12 @@ def fingerprint_directory(path: str | os.PathLike[str], *, suffixes: tuple[str, 
 
 
 def write_manifest(
-  path: str | os.PathLike[str], kind: str, fields: dict[str, Any], *, known: Mapping[str, str] = types.MappingProxyType({})
+  path: str | os.PathLike[str],
+  kind: str,
+  fields: dict[str, Any],
+  *,
+  known: Mapping[str, str] = types.MappingProxyType({}),
+  durable: bool = False,
 ) -> None:
   """Writes ``manifest.json`` for the directory: what it is, its recipe, and size and SHA-256 of every file in it.
 
@@ -208,11 +213,12 @@ def write_manifest(
     kind: what it is.
     fields: its recipe.
     known: SHA-256 by name, of files that need not be read for it.
+    durable: see :func:`write_atomic`.
   """
   root = pathlib.Path(path)
   names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.name != MANIFEST)
   files = {n: {"bytes": (root / n).stat().st_size, "sha256": known.get(n) or sha256_file(root / n)} for n in names}
-  write_json(root / MANIFEST, {"kind": kind, **fields, "files": files}, durable=True)
+  write_json(root / MANIFEST, {"kind": kind, **fields, "files": files}, durable=durable)
 
 
 def read_manifest(path: str | os.PathLike[str], kind: str, *, verify: str = "sizes") -> dict[str, Any]:

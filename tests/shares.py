@@ -49,6 +49,20 @@ def reads(stores, generator, encoder, out):
   embed_passages(
     model, load_tokenizer(encoder), texts, out, max_tokens=64, batch_size=16, fields=fields, mesh=mesh, shard_size=24
   )
+  together = encoded.copy()
+  encoded.clear()
+  local = sharding.make_mesh(devices=jax.local_devices())
+  embed_passages(
+    load_encoder(encoder, mesh=local),
+    load_tokenizer(encoder),
+    texts,
+    f"{out}-each",
+    max_tokens=64,
+    batch_size=16,
+    fields=fields,
+    mesh=local,
+    shard_size=8,
+  )
   return {
     "lengths": lengths.each.tolist(),
     "cut": [lengths.cut_passages, lengths.cut_questions],
@@ -56,7 +70,8 @@ def reads(stores, generator, encoder, out):
     "steps": rows,
     "planned": [batch.examples for batch in plan],
     "ids": ids,
-    "encoded": [row for read in encoded for row in read],
+    "encoded": [row for read in together for row in read],
+    "own_shards": [row for read in encoded for row in read],
   }
 
 

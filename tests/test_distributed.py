@@ -16,6 +16,7 @@ from test_verbs import generator_config, made, run_config  # noqa: F401
 from radit_jax import config as c
 from radit_jax.data.examples import RetrievedStore, ScoreStore
 from radit_jax.models.safetensors_files import read_directory
+from radit_jax.retrieval.shards import read_embeddings
 from radit_jax.training.metrics import read_metrics
 from radit_jax.verbs.run import run
 from radit_jax.verbs.train_generator import train_generator
@@ -102,6 +103,14 @@ def test_each_process_reads_and_holds_its_part_only(made, parts, tmp_path):  # n
   files = sorted((tmp_path / "embeddings").glob("*.npy"))
   ours = np.load(made / "embeddings/embeddings-00000.npy")
   np.testing.assert_allclose(np.concatenate([np.load(f) for f in files]), ours, atol=1e-6)
+  # Over a mesh of its own devices, a process makes every second shard of 8 alone.
+  assert [sorted(p["own_shards"]) for p in (a, b)] == [
+    [*range(8), *range(16, 24), *range(32, 40)],
+    [*range(8, 16), *range(24, 32)],
+  ]
+  each = tmp_path / "embeddings-each"
+  assert sorted(p.name for p in each.iterdir()) == [*(f"embeddings-{n:05d}.npy" for n in range(5)), "manifest.json"]
+  np.testing.assert_allclose(np.concatenate(read_embeddings(each, verify="full")), ours, atol=1e-6)
 
   held = [process["placements"] for process in (first, second)]
   assert [p["beside"]["parts"] for p in held] == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,9 @@ from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.embed import embed_passages, embed_queries
-from radit_jax.retrieval.index import build_index, load_index
+from radit_jax.retrieval.index import load_index
 from radit_jax.retrieval.shards import read_embeddings
 from radit_jax.sharding import parameter_shardings
 
@@ -200,6 +202,41 @@ def test_passages_to_shards_to_index(tmp_path, tokenizer):
   assert index.manifest["recipe"] == "r"
 
 
+def test_stored_as_float16(tmp_path, tokenizer):
+  texts = texts_of(np.random.default_rng(1).integers(0, 60, size=25))
+  spy = Spy()
+  manifest = embed(spy, tokenizer, texts, tmp_path / "embeddings", dtype="float16")
+  assert manifest["dtype"] == "float16"
+  rounded = spy.expected(texts).astype(np.float16)
+  shards = read_embeddings(tmp_path / "embeddings")
+  assert {s.dtype for s in shards} == {np.dtype(np.float16)}
+  np.testing.assert_array_equal(np.concatenate(shards), rounded)
+  build_index(tmp_path / "embeddings", tmp_path / "index", backend="exact")
+  index = load_index(tmp_path / "index")
+  found = index.search(spy.expected(texts[:3]), 4)
+  products = spy.expected(texts[:3]).astype(np.float64) @ rounded.astype(np.float64).T
+  np.testing.assert_array_equal(found.scores, -np.sort(-products, axis=1)[:, :4].astype(np.float32))
+  assert index.embeddings(np.arange(3)).dtype == np.float32
+
+  @jax.tree_util.Partial
+  def large(tokens, mask):
+    return jnp.where(jnp.sum(mask, axis=1, keepdims=True) > 12, 7e4, 1.0) * jnp.ones((1, 3))
+
+  spy.encoder = large
+  with pytest.raises(UserError, match="passage row 13 does not fit float16; store float32"):
+    embed(spy, tokenizer, texts_of([3] * 13 + [20]), tmp_path / "large", dtype="float16", shard_size=7)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_encoded(tmp_path, tokenizer, monkeypatch):
+  free = shutil.disk_usage(tmp_path)._replace(free=399)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+  spy = Spy()
+  with pytest.raises(UserError, match="400 bytes of embeddings are still to be written, the disk has 399 free"):
+    embed(spy, tokenizer, texts_of(range(25)), tmp_path / "embeddings")
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=400))
+  embed(spy, tokenizer, texts_of(range(25)), tmp_path / "embeddings")
+
+
 def test_passages_are_read_with_their_titles(tmp_path, tokenizer):
   spy = Spy()
   passages = [Passage("1", "w1 w2", "w3"), Passage("2", "", "w4")]
@@ -255,7 +292,9 @@ def test_finished_shards_of_other_work_are_not_kept(tmp_path, tokenizer, change)
     options = {"shard_size": 7}
   seen = []
   spy = Spy()
-  embed(spy, tokenizer, texts, tmp_path / "embeddings", progress=lambda s, done, *_, **figures: seen.append(done), **options)
+  embed(
+    spy, tokenizer, texts, tmp_path / "embeddings", progress=lambda s, done, *_, **figures: seen.append(done), **options
+  )
   assert seen[:2] == [0, 4]
   np.testing.assert_array_equal(np.concatenate(read_embeddings(tmp_path / "embeddings")), spy.expected(texts))
 

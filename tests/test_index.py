@@ -1,5 +1,6 @@
 """One suite over every backend: what `search` promises, what building refuses, what loading notices."""
 
+import functools
 import json
 import pickle
 import shutil
@@ -13,21 +14,32 @@ from hypothesis import strategies as st
 from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.retrieval import exact, scann
-from radit_jax.retrieval.index import StoredIndex, build_index, load_index
+from radit_jax.retrieval.build import build_index
+from radit_jax.retrieval.index import StoredIndex, load_index
 
-#: Every backend; ScaNN once for each method it chooses by size, forced on small data.
-BACKENDS = ["exact", "scann_brute_force", "scann_quantized", "scann_tree"]
+#: Every backend; ScaNN once for each method it chooses by size, forced on small data, and in three shards.
+BACKENDS = ["exact", "scann_exact", "scann_quantized", "scann_tree", "scann_shards"]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
   """A backend's name for `build_index`, with ScaNN's size limits lowered so that its method is the one asked for."""
   name, _, method = request.param.partition("_")
-  limits = {"": (0, 0), "brute_force": (20_000, 100_000), "quantized": (1, 100_000), "tree": (1, 1)}
-  brute_force_below, tree_from = limits[method]
-  monkeypatch.setattr(scann, "BRUTE_FORCE_BELOW", brute_force_below)
+  limits = {"": (0, 0), "exact": (20_000, 100_000), "quantized": (1, 100_000), "tree": (1, 1), "shards": (1, 100_000)}
+  exact_below, tree_from = limits[method]
+  monkeypatch.setattr(scann, "EXACT_BELOW", exact_below)
   monkeypatch.setattr(scann, "TREE_FROM", tree_from)
+  if method == "shards":
+    thirds = functools.partial(build, shard_passages=lambda count: max(32, -(-count // 3)))  # ScaNN needs 16
+    monkeypatch.setattr(sys.modules[__name__], "build", thirds)
   return name
+
+
+def build(embeddings, path, shard_passages=None, **kwargs):
+  """`build_index`, with as many passages to a shard as the backend's fixture says."""
+  if shard_passages is not None and np.ndim(embeddings) == 2:
+    kwargs["shard_passages"] = shard_passages(max(1, len(embeddings)))
+  return build_index(embeddings, path, **kwargs)
 
 
 def clustered(count, width, *, seed=0, scale=1.0):
@@ -45,7 +57,7 @@ def oracle(embeddings, queries, k):
 
 
 def built(tmp_path, backend, embeddings, **kwargs):
-  build_index(embeddings, tmp_path / "index", backend=backend, **kwargs)
+  build(embeddings, tmp_path / "index", backend=backend, **kwargs)
   return load_index(tmp_path / "index")
 
 
@@ -64,7 +76,7 @@ def test_shapes_dtypes_order_and_scores(tmp_path, backend):
   assert (np.diff(result.scores, axis=1) <= 0).all()
   assert all(len(set(row)) == 10 for row in result.ids)
   true_ids, true_scores = oracle(stored, queries, 10)
-  if index.manifest["parameters"].get("method", "brute_force") == "brute_force":
+  if index.manifest["parameters"].get("method", "exact") == "exact":
     np.testing.assert_array_equal(result.ids, true_ids)
     np.testing.assert_array_equal(result.scores, true_scores)
   else:
@@ -81,6 +93,13 @@ def test_exact_search_is_exact_on_ties(data):
   stored = rng.integers(-2, 3, size=(count, width)).astype(np.float32)
   queries = rng.integers(-2, 3, size=(3, width)).astype(np.float32)
   k = data.draw(st.integers(1, count + 3))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(exact, "_ROWS", data.draw(st.sampled_from([1, 3, 16, 2**14])))
+    check_exact(stored, queries, k, rng)
+
+
+def check_exact(stored, queries, k, rng):
+  count = len(stored)
   np.testing.assert_array_equal(exact.exact_top(stored, queries, k), oracle(stored, queries, k)[0])
   rows = np.flatnonzero(rng.random(count) < 0.5)
   expected = rows[oracle(stored[rows], queries, k)[0]] if len(rows) else np.empty((3, 0), np.int64)
@@ -90,8 +109,9 @@ def test_exact_search_is_exact_on_ties(data):
 def test_exact_search_in_blocks(monkeypatch):
   stored, queries = clustered(500, 8), clustered(21, 8, seed=1)
   whole = exact.exact_top(stored, queries, 7)
-  monkeypatch.setattr(exact, "_SCORES", 1200)  # two queries at a time
+  monkeypatch.setattr(exact, "_QUERIES", 2)
   monkeypatch.setattr(exact, "_ROWS", 64)
+  monkeypatch.setattr(exact, "_PAIRS", 5)
   monkeypatch.setattr(exact, "_VALUES", 100)
   np.testing.assert_array_equal(exact.exact_top(stored, queries, 7), whole)
   np.testing.assert_array_equal(whole, oracle(stored, queries, 7)[0])
@@ -211,12 +231,12 @@ def test_filters_that_cannot_be(tmp_path):
     index.search(stored, 1, where={"yaer": 1})
   with pytest.raises(UserError, match="year = None"):
     index.search(stored, 1, where={"year": [1, None]})
-  build_index(stored, tmp_path / "index", backend="exact", metadata=[{"year": 2}] * 3)
+  build(stored, tmp_path / "index", backend="exact", metadata=[{"year": 2}] * 3)
   reopened = load_index(tmp_path / "index")
-  build_index(stored, tmp_path / "index", backend="exact", metadata=[{"year": 3}] * 3)
-  with pytest.raises(UserError, match=r"metadata.json: changed since"):
+  build(stored, tmp_path / "index", backend="exact", metadata=[{"year": 3}] * 3)
+  with pytest.raises(UserError, match=r"metadata.jsonl: changed since"):
     reopened.search(stored, 1, where={"year": 2})
-  build_index(stored, tmp_path / "index", backend="exact")
+  build(stored, tmp_path / "index", backend="exact")
   with pytest.raises(UserError, match="built without metadata"):
     load_index(tmp_path / "index").search(stored, 1, where={"year": 2})
 
@@ -241,14 +261,14 @@ def test_embedding_that_is_not_finite_is_named_before_any_backend_sees_it(tmp_pa
   stored = clustered(70, 8)
   stored[41, 5] = bad
   with pytest.raises(UserError, match="passage row 41 is not finite"):
-    build_index(stored, tmp_path / "index", backend=backend)
+    build(stored, tmp_path / "index", backend=backend)
   assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (8,), (3, 0), (2, 2, 2)])
 def test_no_embeddings(tmp_path, shape):
   with pytest.raises(UserError, match="embeddings of shape"):
-    build_index(np.ones(shape, np.float32), tmp_path / "index")
+    build(np.ones(shape, np.float32), tmp_path / "index")
   assert list(tmp_path.iterdir()) == []
 
 
@@ -263,7 +283,7 @@ def test_no_embeddings(tmp_path, shape):
 )
 def test_metadata_that_cannot_be(tmp_path, metadata, message):
   with pytest.raises(UserError, match=message):
-    build_index(clustered(5, 8), tmp_path / "index", backend="exact", metadata=metadata)
+    build(clustered(5, 8), tmp_path / "index", backend="exact", metadata=metadata)
   assert list(tmp_path.iterdir()) == []
 
 
@@ -280,7 +300,7 @@ def test_index_can_be_moved(tmp_path, backend):
 
 
 def test_damage_is_noticed_and_the_file_named(tmp_path, backend):
-  build_index(clustered(100, 8), tmp_path / "good", backend=backend, metadata=[{"year": 1}] * 100)
+  build(clustered(100, 8), tmp_path / "good", backend=backend, metadata=[{"year": 1}] * 100)
   names = sorted(p.relative_to(tmp_path / "good") for p in (tmp_path / "good").rglob("*") if p.is_file())
   for name in names:
     shutil.copytree(tmp_path / "good", tmp_path / "bad", dirs_exist_ok=True)
@@ -306,7 +326,7 @@ def test_missing_index(tmp_path):
 
 @pytest.mark.parametrize(("field", "value"), [("count", 31), ("dim", 9), ("backend", "faiss"), ("dim", None)])
 def test_manifest_that_does_not_fit(tmp_path, field, value):
-  build_index(clustered(30, 8), tmp_path / "index", backend="exact")
+  build(clustered(30, 8), tmp_path / "index", backend="exact")
   manifest = json.loads((tmp_path / "index" / files.MANIFEST).read_text())
   manifest[field] = value
   if value is None:
@@ -321,32 +341,34 @@ class _Bomb:
     return (pytest.fail, ("a pickle was executed",))
 
 
-def test_nothing_is_unpickled(tmp_path):
-  build_index(clustered(30, 8), tmp_path / "index", backend="scann")
-  (tmp_path / "index" / "scann" / "scann_docids.pkl").write_bytes(pickle.dumps(_Bomb()))
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+  monkeypatch.setattr(scann, "EXACT_BELOW", 1)
+  build(clustered(30, 8), tmp_path / "index", backend="scann")
+  (tmp_path / "index" / "scann-00000" / "scann_docids.pkl").write_bytes(pickle.dumps(_Bomb()))
   with pytest.raises(UserError, match=r"scann_docids\.pkl: a pickle"):
     load_index(tmp_path / "index")
-  build_index(clustered(30, 8), tmp_path / "index", backend="exact")
-  np.save(tmp_path / "index" / "embeddings.npy", np.array([_Bomb()], object), allow_pickle=True)
-  recipe = {"backend": "exact", "count": 1, "dim": 1, "encoder_fingerprint": None}
+  build(clustered(30, 8), tmp_path / "index", backend="exact")
+  np.save(tmp_path / "index" / "embeddings-00000.npy", np.array([_Bomb()], object), allow_pickle=True)
+  recipe = {"backend": "exact", "count": 1, "dim": 1, "dtype": "float32", "shards": 1, "encoder_fingerprint": None}
+  recipe |= {"parameters": {}, "index_shards": [[0, 1]], "search": {"leaves_to_search": None, "reorder": 100}}
   files.write_manifest(tmp_path / "index", "index", recipe)
-  with pytest.raises(UserError, match=r"embeddings.npy: cannot be read"):
+  with pytest.raises(UserError, match=r"embeddings-00000.npy: cannot be read"):
     load_index(tmp_path / "index")
 
 
 def test_index_of_another_encoder_is_refused(tmp_path):
-  build_index(clustered(30, 8), tmp_path / "index", backend="exact", fields={"encoder_fingerprint": "a" * 64})
+  build(clustered(30, 8), tmp_path / "index", backend="exact", fields={"encoder_fingerprint": "a" * 64})
   load_index(tmp_path / "index", encoder_fingerprint="a" * 64)
   with pytest.raises(UserError, match=f"built by the encoder {'a' * 12}, not by {'b' * 12}"):
     load_index(tmp_path / "index", encoder_fingerprint="b" * 64)
-  build_index(clustered(30, 8), tmp_path / "index", backend="exact")
+  build(clustered(30, 8), tmp_path / "index", backend="exact")
   with pytest.raises(UserError, match="built by the encoder unknown"):
     load_index(tmp_path / "index", encoder_fingerprint="b" * 64)
 
 
 def test_fingerprint_names_what_a_search_depends_on(tmp_path, backend):
   def fingerprint(stored, **kwargs):
-    return build_index(stored, tmp_path / "index", backend=backend, **kwargs)["fingerprint"]
+    return build(stored, tmp_path / "index", backend=backend, **kwargs)["fingerprint"]
 
   stored = clustered(100, 8)
   first = fingerprint(stored, fields={"encoder_fingerprint": "e", "passages_fingerprint": "p"})
@@ -365,10 +387,11 @@ def test_fingerprint_names_what_a_search_depends_on(tmp_path, backend):
 
 def test_unknown_backend_and_missing_scann(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="backend = 'faiss'"):
-    build_index(clustered(3, 8), tmp_path / "index", backend="faiss")
+    build(clustered(3, 8), tmp_path / "index", backend="faiss")
   monkeypatch.setitem(sys.modules, "scann", None)
+  monkeypatch.setattr(scann, "EXACT_BELOW", 1)
   with pytest.raises(UserError, match="use the backend exact"):
-    build_index(clustered(3, 8), tmp_path / "index", backend="scann")
+    build(clustered(3, 8), tmp_path / "index", backend="scann")
   assert list(tmp_path.iterdir()) == []
 
 

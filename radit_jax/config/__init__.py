@@ -33,9 +33,11 @@ from radit_jax.config.shared import (
 )
 from radit_jax.config.verbs import (
   AskConfig,
+  Bm25Config,
   ConvertConfig,
   DownloadConfig,
   EvaluateConfig,
+  EvaluateRetrievalConfig,
   ExportConfig,
   IndexConfig,
   InspectConfig,
@@ -49,6 +51,7 @@ from radit_jax.config.verbs import (
 __all__ = [
   "AskConfig",
   "Backend",
+  "Bm25Config",
   "ConvertConfig",
   "CorpusFormat",
   "Decontaminate",
@@ -57,6 +60,7 @@ __all__ = [
   "Dtype",
   "EmbeddingOptions",
   "EvaluateConfig",
+  "EvaluateRetrievalConfig",
   "EvaluationMode",
   "ExportConfig",
   "IndexConfig",

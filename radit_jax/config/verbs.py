@@ -20,6 +20,7 @@ from radit_jax.config.shared import (
   PromptConfig,
   QuestionFormat,
   Remat,
+  StoredDtype,
   TargetScore,
   Verify,
   above,
@@ -109,6 +110,17 @@ class IndexConfig:
     embeddings: directory the embedding shards are written into.
     index: directory the index is written into.
     backend: "scann", or "exact" (the oracle, and the path where ScaNN has no wheel).
+    stored_dtype: of the embeddings on disk; "float16" takes half the space.
+    shard_passages: passages of one ScaNN searcher at most; above, several are built one after the other, and memory is
+      that of one.
+    leaves_to_search: partitions a search looks at; None takes an eighth of them. This one, reorder and target_recall
+      may be changed later: the index is measured again, not built again.
+    reorder: candidates a search scores by bfloat16 products; None takes 100.
+    target_recall: overlap@10 with exact search that the two are raised for; None leaves them, and says which to raise
+      where it is below 0.95.
+    plan: say what it will cost, and do nothing.
+    plan_passages: plan for so many passages; None takes those of the store, which otherwise need not exist.
+    plan_rate: passages encoded a second, for the plan's hours.
     batch_size: passages per encoder call.
     embedding: pooling, prompts and limits that the encoder's files do not say.
     mesh: devices.
@@ -119,14 +131,32 @@ class IndexConfig:
   embeddings: str
   index: str
   backend: Backend = "scann"
+  stored_dtype: StoredDtype = "float32"
+  shard_passages: int = 2_000_000
+  leaves_to_search: int | None = None
+  reorder: int | None = None
+  target_recall: float | None = None
+  plan: bool = False
+  plan_passages: int | None = None
+  plan_rate: float | None = None
   batch_size: int = 64
   embedding: EmbeddingOptions = EmbeddingOptions()
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
     local_paths(self)
-    at_least(self, "batch_size", 1)
+    for name in ("batch_size", "leaves_to_search", "reorder", "plan_passages"):
+      at_least(self, name, 1)
+    at_least(self, "shard_passages", 20_000)
+    if self.plan_rate is not None:
+      above(self, "plan_rate", 0)
     one_of(self, "backend", Backend)
+    one_of(self, "stored_dtype", StoredDtype)
+    if self.target_recall is not None and not 0 < self.target_recall <= 1:
+      raise UserError(f"IndexConfig.target_recall = {self.target_recall}: must be above 0 and at most 1")
+    for name in ("plan_passages", "plan_rate"):
+      if getattr(self, name) is not None and not self.plan:
+        raise UserError(f"IndexConfig.{name} = {getattr(self, name)} without plan: add --plan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,6 +392,60 @@ class EvaluateConfig:
     at_least(self, "limit", 1)
     at_least(self, "bootstrap_samples", 10)
     one_of(self, "mode", EvaluationMode)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bm25Config:
+  """Finds passages by their words (BM25), or fuses that with what was retrieved; a baseline without a model.
+
+  Attributes:
+    questions: split file made by `prepare`.
+    passages: passage store.
+    out: TREC run file; `evaluate-retrieval` reads it.
+    k: passages per question.
+    fuse: retrieved-example store of the same questions, fused with BM25 by reciprocal ranks.
+  """
+
+  questions: str
+  passages: str
+  out: str
+  k: int = 100
+  fuse: str | None = None
+
+  def __post_init__(self) -> None:
+    local_paths(self)
+    at_least(self, "k", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateRetrievalConfig:
+  """Measures what was retrieved: recall, answers, MRR, nDCG, MAP, R-precision; alone or against another retrieval.
+
+  Attributes:
+    retrieved: retrieved-example store, or a TREC run file.
+    out: JSON file of the figures; a page with their plot is written beside it.
+    passages: passage store; needed for a store, and for pages and answers.
+    qrels: judgements, TREC's or BEIR's; None takes the gold passages of the store's questions.
+    baseline: the same questions retrieved before, as a store or a run file: differences are tested in pairs.
+    write_run: write what was retrieved as a TREC run file.
+    write_qrels: write the judgements as a TREC file.
+    bootstrap_samples: resamples behind each interval.
+    seed: draw of the resamples.
+  """
+
+  retrieved: str
+  out: str
+  passages: str | None = None
+  qrels: str | None = None
+  baseline: str | None = None
+  write_run: str | None = None
+  write_qrels: str | None = None
+  bootstrap_samples: int = 1000
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    local_paths(self)
+    at_least(self, "bootstrap_samples", 10)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ __all__, __getattr__ = exports(
   {
     "Index": "index",
     "SearchResult": "index",
-    "build_index": "index",
+    "build_index": "build",
     "embed_passages": "embed",
     "embed_queries": "embed",
     "load_index": "index",

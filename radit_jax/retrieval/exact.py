@@ -3,16 +3,20 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-#: Scores held at once: 64 MiB of float32, whatever the number of queries and passages.
-_SCORES = 2**24
-#: Stored embeddings read at once; a filtered search copies this many rows at a time.
-_ROWS = 2**14
+from radit_jax.retrieval.rows import Rows
+
+#: Embeddings ``[N, E]``: in memory, memory-mapped, or in several files.
+Stored = Float[np.ndarray, "N E"] | Rows
+#: Queries and stored embeddings multiplied at once: 64 MiB of scores, whatever the number of passages.
+_QUERIES, _ROWS = 2**10, 2**14
+#: Pairs of a query and a candidate scored at once.
+_PAIRS = 2**13
 #: Float64 values held at once while candidates are scored.
 _VALUES = 2**22
 
 
 def score_pairs(
-  embeddings: Float[np.ndarray, "N E"], queries: Float[np.ndarray, "Q E"], ids: Int[np.ndarray, "Q C"]
+  embeddings: Stored, queries: Float[np.ndarray, "Q E"], ids: Int[np.ndarray, "Q C"]
 ) -> Float[np.ndarray, "Q C"]:
   """Dot products of each query with its own candidates: summed in float64, rounded once to float32.
 
@@ -20,7 +24,7 @@ def score_pairs(
   stored twice can get two scores there, by where it stands in a block, and ties would fall either way.
 
   Args:
-    embeddings: ``[N, E]`` stored embeddings, float32, in memory or memory-mapped.
+    embeddings: ``[N, E]`` stored embeddings.
     queries: ``[Q, E]`` float32.
     ids: ``[Q, C]`` rows of ``embeddings``; a negative id scores ``-inf``.
 
@@ -43,7 +47,7 @@ def score_pairs(
 
 
 def exact_top(
-  embeddings: Float[np.ndarray, "N E"],
+  embeddings: Stored,
   queries: Float[np.ndarray, "Q E"],
   k: int,
   *,
@@ -52,10 +56,10 @@ def exact_top(
   """The best rows of every query, without approximation.
 
   A float32 product finds every row that can be among the best, allowing for the most it can be wrong by; those few are
-  scored by :func:`score_pairs`.
+  scored by :func:`score_pairs`. Stored embeddings are read once for every 1,024 queries.
 
   Args:
-    embeddings: ``[N, E]`` float32, finite.
+    embeddings: ``[N, E]``, finite.
     queries: ``[Q, E]`` float32, finite.
     k: how many, at least 1.
     rows: the rows to search, ascending; None searches all.
@@ -68,27 +72,59 @@ def exact_top(
     >>> exact_top(stored, np.array([[1, 0]], np.float32), 2)
     array([[0, 2]])
   """
-  count, width = len(embeddings) if rows is None else len(rows), embeddings.shape[1]
-  k = min(k, count)
-  best = np.empty((len(queries), k), np.int64)
-  if k == 0:
-    return best
-  step = max(1, _SCORES // count)
-  for start in range(0, len(queries), step):
-    q = queries[start : start + step]
-    scores = np.empty((len(q), count), np.float32)
-    longest = 0.0
-    for first in range(0, count, _ROWS):
-      part = slice(first, first + _ROWS)
-      block = embeddings[part] if rows is None else embeddings[rows[part]]
-      scores[:, part] = q @ block.T
-      longest = max(longest, float(np.linalg.norm(block, axis=1).max()))
-    # Bound of the rounding error of a float32 dot product, once for the k-th best and once for its rival.
-    slack = 2 * width * np.finfo(np.float32).eps * np.linalg.norm(q, axis=1).astype(np.float64) * longest
-    threshold = np.partition(scores, count - k, axis=1)[:, count - k] - slack
-    for i, row_scores in enumerate(scores):
-      near = np.flatnonzero(row_scores >= threshold[i])
-      ids = near if rows is None else rows[near]
-      exact = score_pairs(embeddings, q[i : i + 1], ids[None])[0]
-      best[start + i] = ids[np.lexsort((ids, -exact))[:k]]
+  count = len(embeddings) if rows is None else len(rows)
+  best = np.empty((len(queries), min(k, count)), np.int64)
+  if count:
+    for start in range(0, len(queries), _QUERIES):
+      part = slice(start, start + _QUERIES)
+      best[part] = _top(embeddings, queries[part], min(k, count), rows)
   return best
+
+
+def _top(
+  embeddings: Stored, q: Float[np.ndarray, "Q E"], k: int, rows: Int[np.ndarray, "M"] | None
+) -> Int[np.ndarray, "Q k"]:
+  """:func:`exact_top` of queries whose scores against a block of rows fit in memory."""
+  count = len(embeddings) if rows is None else len(rows)
+  unit = embeddings.shape[1] * np.finfo(np.float32).eps * np.linalg.norm(q.astype(np.float64), axis=1)
+  ids, scores = np.empty((len(q), 0), np.int64), np.empty((len(q), 0), np.float32)
+  for first in range(0, count, _ROWS):
+    part = slice(first, min(first + _ROWS, count))
+    block = embeddings[part] if rows is None else embeddings[rows[part]]
+    products = q @ block.T
+    # Bound of the rounding error of a float32 dot product, once for the k-th best and once for its rival.
+    slack = 2 * unit * float(np.linalg.norm(block, axis=1).max())
+    if ids.shape[1] == k:
+      worst = scores[:, -1].astype(np.float64)
+      threshold = worst - slack - np.finfo(np.float32).eps * np.abs(worst)
+    elif len(block) > k:
+      threshold = np.partition(products, len(block) - k, axis=1)[:, len(block) - k] - slack
+    else:
+      threshold = np.full(len(q), -np.inf)
+    number, near = np.nonzero(products >= threshold[:, None])
+    found = np.empty(len(near), np.float32)
+    for some in range(0, len(near), _PAIRS):
+      pairs = slice(some, some + _PAIRS)
+      found[pairs] = score_pairs(block, q[number[pairs]], near[pairs, None])[:, 0]
+    near = near + first if rows is None else rows[near + first]
+    ids, scores = _merged(len(q), k, ids, scores, number, near, found)
+  return ids
+
+
+def _merged(
+  queries: int,
+  k: int,
+  ids: Int[np.ndarray, "Q j"],
+  scores: Float[np.ndarray, "Q j"],
+  number: Int[np.ndarray, "n"],
+  new_ids: Int[np.ndarray, "n"],
+  new_scores: Float[np.ndarray, "n"],
+) -> tuple[Int[np.ndarray, "Q k"], Float[np.ndarray, "Q k"]]:
+  """The best k of each query among what was kept and new pairs; every query has at least as many as are kept of all."""
+  owner = np.concatenate([np.repeat(np.arange(queries), ids.shape[1]), number])
+  all_ids, all_scores = np.concatenate([ids.ravel(), new_ids]), np.concatenate([scores.ravel(), new_scores])
+  order = np.lexsort((all_ids, -all_scores, owner))
+  counts = np.bincount(owner, minlength=queries)
+  rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+  kept = order[rank < min(k, int(counts.min()))]
+  return all_ids[kept].reshape(queries, -1), all_scores[kept].reshape(queries, -1)

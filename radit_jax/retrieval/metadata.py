@@ -1,9 +1,11 @@
 """Passage metadata beside an index: which rows a filter allows."""
 
+import array
+import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -16,25 +18,29 @@ Value = str | int | float | bool
 Where = Mapping[str, Value | Sequence[Value]]
 
 
-def write_metadata(path: pathlib.Path, metadata: Sequence[Mapping[str, Value]]) -> None:
-  """Writes one mapping per row as JSON.
+def write_metadata(path: pathlib.Path, metadata: Iterable[Mapping[str, Value]]) -> int:
+  """Writes one mapping per row, a line of JSON each, and returns how many.
 
   Raises:
     UserError: a value that is neither a string nor a finite number (row and field named).
   """
-  for row, entry in enumerate(metadata):
-    for field, value in entry.items():
-      if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
-        raise UserError(f"metadata of row {row}: {field} = {value!r}; values are strings and finite numbers")
-  files.write_json(path, [dict(entry) for entry in metadata])
+  count = 0
+  with open(path, "w", encoding="utf-8") as lines:
+    for row, entry in enumerate(metadata):
+      for field, value in entry.items():
+        if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+          raise UserError(f"metadata of row {row}: {field} = {value!r}; values are strings and finite numbers")
+      lines.write(json.dumps(dict(entry), ensure_ascii=False) + "\n")
+      count = row + 1
+  return count
 
 
 class MetadataFilter:
   """Rows by the value of a field, each field read on its first use.
 
   Args:
-    path: file written by :func:`write_metadata`. Read when first asked for: most searches have no filter, and a large
-      corpus has gigabytes of it.
+    path: file written by :func:`write_metadata`. Read when a field is first asked for, line by line: most searches have
+      no filter, and a large corpus has gigabytes of it. What is kept is rows by value, of the fields asked for.
     sha256: of the file when the index was opened; the directory may be replaced by another index in between.
     count: number of rows.
   """
@@ -43,7 +49,6 @@ class MetadataFilter:
     self._path = pathlib.Path(path)
     self._sha256 = sha256
     self._count = count
-    self._entries: list[dict[str, Value]] | None = None
     self._fields: dict[str, dict[Value, np.ndarray]] = {}
 
   def rows(self, where: Where) -> Int[np.ndarray, "M"]:
@@ -66,19 +71,20 @@ class MetadataFilter:
 
   def _field(self, field: str) -> dict[Value, np.ndarray]:
     if field not in self._fields:
-      rows: dict[Value, list[int]] = {}
+      rows: dict[Value, array.array[int]] = {}
+      others: set[str] = set()
       for row, entry in enumerate(self._read()):
+        others.update(entry)
         if field in entry:
-          rows.setdefault(entry[field], []).append(row)
+          rows.setdefault(entry[field], array.array("q")).append(row)
       if not rows:
-        known = sorted({name for entry in self._read() for name in entry})
+        known = sorted(others)
         raise UserError(f"where: no passage has the metadata field {field!r}; there are: {', '.join(known) or 'none'}")
       self._fields[field] = {value: np.array(r, np.int64) for value, r in rows.items()}
     return self._fields[field]
 
-  def _read(self) -> list[dict[str, Value]]:
-    if self._entries is None:
-      if not self._path.is_file() or files.sha256_file(self._path) != self._sha256:
-        raise UserError(f"{self._path}: changed since the index was opened; open it again")
-      self._entries = files.read_json(self._path)
-    return self._entries
+  def _read(self) -> Iterator[dict[str, Value]]:
+    if not self._path.is_file() or files.sha256_file(self._path) != self._sha256:
+      raise UserError(f"{self._path}: changed since the index was opened; open it again")
+    with open(self._path, encoding="utf-8") as lines:
+      yield from map(json.loads, lines)

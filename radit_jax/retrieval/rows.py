@@ -1,5 +1,6 @@
 """Stored embeddings that lie in several files, read as one array."""
 
+import mmap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ class Rows:
 
   Args:
     shards: ``[n, E]`` each, float32 or float16, memory-mapped or in memory; at least one.
+    forget: a memory-mapped shard whose last row has been read in a range no longer counts as memory of this process; it
+      is read anew if it is asked for again. For whoever walks over all rows once.
 
   Attributes:
     shape: ``(N, E)``.
@@ -27,7 +30,8 @@ class Rows:
            [1., 2.]], dtype=float32))
   """
 
-  def __init__(self, shards: Sequence[Float[np.ndarray, "n E"]]):
+  def __init__(self, shards: Sequence[Float[np.ndarray, "n E"]], *, forget: bool = False):
+    self._forget = forget
     self._shards = list(shards)
     self._ends = np.cumsum([len(shard) for shard in shards])
     self.shape = (int(self._ends[-1]), int(shards[0].shape[1]))
@@ -44,6 +48,11 @@ class Rows:
         for shard, end in zip(self._shards, self._ends.tolist(), strict=True)
         if end > start and end - len(shard) < stop
       ]
+      if self._forget:
+        parts = [np.array(part) for part in parts]
+        for shard, end in zip(self._shards, self._ends.tolist(), strict=True):
+          if start < end <= stop:
+            _forget(shard)
       whole = parts[0] if len(parts) == 1 else np.concatenate(parts or [self._shards[0][:0]])
       return np.asarray(whole, np.float32)
     rows = np.asarray(where, np.int64)
@@ -72,6 +81,12 @@ class Rows:
           "the encoder is broken, or the row's text breaks it"
         )
       yield first, block
+
+
+def _forget(shard: np.ndarray) -> None:
+  mapped = getattr(shard, "_mmap", None)
+  if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+    mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def first_unusable(rows: Float[np.ndarray, "N E"]) -> int | None:

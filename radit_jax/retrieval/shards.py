@@ -120,7 +120,7 @@ class Shards:
         "cut_passages": sum(entry["cut_passages"] for entry in entries.values()),
       }
       known = {shard_name(n): entry["sha256"] for n, entry in entries.items()}
-      files.write_manifest(self._work, "embeddings", fields, known=known)
+      files.write_manifest(self._work, "embeddings", fields, known=known, durable=True)
       os.replace(self._work, self._final)
       files.sync_directory(self._final.parent)
 

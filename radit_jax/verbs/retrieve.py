@@ -80,7 +80,7 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
   questions = read_split(config.questions)
   questions = [questions[i] for i in sample(len(questions), config.limit, config.seed)]
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
-  index = load_index(config.index, verify=config.verify, encoder_fingerprint=passage_encoder)
+  index = load_index(config.index, verify=config.verify, encoder_fingerprint=passage_encoder, resident=False)
   check_passages(index.manifest["passages_fingerprint"], store, config.index)
   inputs = {
     "questions": files.sha256_file(config.questions),

@@ -73,7 +73,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   root = files.location(config.workdir)
   stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
-  index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder)
+  index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder, resident=False)
   for name, store in stores.items():
     if config.k > store.manifest["k"]:
       raise UserError(f"k = {config.k} passages per question, the {name} store holds {store.manifest['k']}; lower --k")

@@ -1,0 +1,274 @@
+"""Building an index: embeddings taken over, one searcher per shard, measured, and a manifest of all of it."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from radit_jax import files
+from radit_jax.config import Backend
+from radit_jax.errors import UserError
+from radit_jax.progress import Progress, silent
+from radit_jax.retrieval import scann
+from radit_jax.retrieval.index import METADATA, open_index, shard_directory
+from radit_jax.retrieval.metadata import Value, write_metadata
+from radit_jax.retrieval.recall import tune
+from radit_jax.retrieval.rows import Rows
+from radit_jax.retrieval.shards import open_shards, shard_name
+
+#: Passages of one searcher at most: at a width of 768 it takes about 17 GB to build.
+SHARD_PASSAGES = 2_000_000
+_UNFINISHED = "unfinished index"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+  """How thoroughly a search is to look, as the user says it.
+
+  Attributes:
+    leaves_to_search: partitions looked at; None takes an eighth of them.
+    reorder: candidates reordered; None takes 100.
+    target_recall: overlap@10 with exact search that the two are raised for; None leaves them.
+  """
+
+  leaves_to_search: int | None = None
+  reorder: int | None = None
+  target_recall: float | None = None
+
+
+def build_index(
+  embeddings: Float[np.ndarray, "N E"] | str | os.PathLike[str],
+  path: str | os.PathLike[str],
+  *,
+  backend: Backend = "scann",
+  metadata: Iterable[Mapping[str, Value]] | None = None,
+  fields: Mapping[str, Any] | None = None,
+  shard_passages: int = SHARD_PASSAGES,
+  wish: Wish = Wish(),
+  progress: Progress = silent,
+) -> dict[str, Any]:
+  """Builds an index and writes its directory, whole or not at all.
+
+  The searchers of its shards are built one after the other, each in a process of its own, so that never more than one
+  shard is in memory. Work lies in a hidden directory beside ``path``; built from a directory of embeddings, the same
+  call again goes on after the searchers that are finished.
+
+  Args:
+    embeddings: ``[N, E]`` finite array, or a directory that ``embed_passages`` made: its fingerprints are taken over,
+      and its files too, as second names of the same content where the file system can do that.
+    path: the directory; one that exists is replaced.
+    backend: ``"scann"``, or ``"exact"`` which reads every embedding for every query.
+    metadata: one mapping per row, field -> string or number, for ``search(where=...)``; read once.
+    fields: kept in the manifest. ``encoder_fingerprint`` and ``passages_fingerprint`` come from here if ``embeddings``
+      is an array.
+    shard_passages: passages of one searcher at most; all shards are about equally large.
+    wish: how thoroughly to search.
+    progress: told after every shard and measurement.
+
+  Returns:
+    The manifest's own fields. ``fingerprint`` names what a search can depend on (two ScaNN builds of the same
+    embeddings differ in bytes, and agree in it).
+
+  Raises:
+    UserError: no embeddings, one that is not finite (row named), metadata of another length or with other values, or a
+      build whose process died.
+  """
+  if backend not in ("scann", "exact"):
+    raise UserError(f'backend = {backend!r}: must be "scann" or "exact"')
+  final = pathlib.Path(path)
+  work = final.parent / f".{final.name}.partial"
+  try:
+    manifest = _build(embeddings, work, backend, metadata, fields or {}, shard_passages, wish, progress)
+  except (UserError, OSError):
+    if not any(work.glob(shard_directory(0)[:-1] + "*")):  # nothing that the next call could go on from
+      shutil.rmtree(work, ignore_errors=True)
+    raise
+  files.replace_directory(work, final)
+  return manifest
+
+
+def tune_index(path: str | os.PathLike[str], wish: Wish, *, progress: Progress = silent) -> None:
+  """Changes how thoroughly an index searches, measures it, and notes both; nothing is built anew.
+
+  Raises:
+    UserError: a damaged index.
+  """
+  root = pathlib.Path(path)
+  manifest = files.read_manifest(root, "index", verify="full")
+  listed, kind = manifest.pop("files"), manifest.pop("kind")
+  manifest = _measured(root, {**manifest, "files": listed}, wish, progress)
+  files.write_json(root / files.MANIFEST, {"kind": kind, **manifest, "files": listed})
+
+
+def _build(
+  embeddings: Any,
+  work: pathlib.Path,
+  backend: Backend,
+  metadata: Iterable[Mapping[str, Value]] | None,
+  fields: Mapping[str, Any],
+  shard_passages: int,
+  wish: Wish,
+  progress: Progress,
+) -> dict[str, Any]:
+  """Fills the directory of the work."""
+  source = _source(embeddings)
+  done = _resume(work, source, backend, shard_passages)
+  known = _take_over(embeddings, source, work)
+  rows = Rows(open_shards(work, source), forget=True)
+  digest = hashlib.sha256()
+  for _, block in rows.blocks():  # before any backend sees them
+    digest.update(np.ascontiguousarray(block).data)
+  count, width = rows.shape
+  number = -(-count // shard_passages) if backend == "scann" else 1
+  edges = [count * n // number for n in range(number + 1)]
+  parameters = scann.choose(-(-count // number)) if backend == "scann" else {}
+  versions = {"numpy": np.__version__, "radit_jax": _version("radit_jax")}
+  if parameters.get("method", "exact") != "exact":
+    versions["scann"] = _version("scann")
+    for n in range(number):
+      if n not in done:
+        sources = _pieces(work, source, edges[n], edges[n + 1])
+        done[n] = scann.build_shard(sources, work / shard_directory(n), parameters)
+        done[n]["files"] = {
+          p.relative_to(work).as_posix(): files.sha256_file(p) for p in sorted((work / shard_directory(n)).iterdir())
+        }
+        _list(work, source, backend, shard_passages, done)
+      progress("build", n + 1, number, "shards")
+    known |= {name: sha256 for entry in done.values() for name, sha256 in entry["files"].items()}
+  if metadata is not None and (described := write_metadata(work / METADATA, metadata)) != count:
+    raise UserError(f"metadata of {described} passages against {count} embeddings: one mapping per row is needed")
+  manifest = {
+    **fields,
+    "backend": backend,
+    "count": count,
+    "dim": width,
+    "dtype": source["dtype"],
+    "shards": source["shards"],
+    **{name: source.get(name) or fields.get(name) for name in ("encoder_fingerprint", "passages_fingerprint")},
+    "embeddings_fingerprint": digest.hexdigest(),
+    "metadata_fingerprint": None if metadata is None else files.sha256_file(work / METADATA),
+    "parameters": parameters,
+    "index_shards": [[first, stop - first] for first, stop in itertools.pairwise(edges)],
+    "versions": versions,
+    "build": {
+      "seconds": round(sum(entry["seconds"] for entry in done.values()), 2),
+      "peak_bytes": max((entry["peak_bytes"] for entry in done.values()), default=0),
+    },
+  }
+  manifest = _measured(work, {**manifest, "files": {}}, wish, progress)
+  del manifest["files"]
+  files.write_manifest(work, "index", manifest, known=known)
+  return manifest
+
+
+def _measured(root: pathlib.Path, manifest: dict[str, Any], wish: Wish, progress: Progress) -> dict[str, Any]:
+  """The manifest with settings, what was measured under them, and the fingerprint that follows."""
+  parameters = manifest["parameters"]
+  settings = scann.default_settings(parameters)
+  if settings.leaves_to_search is not None and wish.leaves_to_search is not None:
+    settings = dataclasses.replace(settings, leaves_to_search=min(wish.leaves_to_search, parameters["leaves"]))
+  settings = dataclasses.replace(settings, reorder=wish.reorder or settings.reorder)
+  manifest = {**manifest, "search": dataclasses.asdict(settings), "wish": dataclasses.asdict(wish), "overlap": None}
+  if parameters.get("method", "exact") != "exact":
+    index = open_index(root, manifest, resident=len(manifest["index_shards"]) == 1, forget=True)
+    settings, overlap = tune(index, parameters, settings, wish.target_recall, progress=progress)
+    manifest |= {"search": dataclasses.asdict(settings), "overlap": dataclasses.asdict(overlap)}
+  names = (
+    *("backend", "count", "dim", "dtype", "encoder_fingerprint", "passages_fingerprint", "embeddings_fingerprint"),
+    *("metadata_fingerprint", "parameters", "index_shards", "search"),
+  )
+  named = json.dumps({name: manifest[name] for name in names}, sort_keys=True)
+  return {**manifest, "fingerprint": hashlib.sha256(named.encode()).hexdigest()}
+
+
+def _source(embeddings: Any) -> dict[str, Any]:
+  """Manifest of a directory of embeddings, checked in full, or the like of an array."""
+  if isinstance(embeddings, (str, os.PathLike)):
+    return files.read_manifest(embeddings, "embeddings", verify="full")
+  shape = np.shape(embeddings)
+  if len(shape) != 2 or 0 in shape:
+    raise UserError(f"embeddings of shape {shape}: an index needs [N, E] with at least one row")
+  return {"count": shape[0], "dim": shape[1], "dtype": "float32", "shards": 1, "files": None}
+
+
+def _take_over(embeddings: Any, source: dict[str, Any], work: pathlib.Path) -> dict[str, str]:
+  """Puts the embeddings into the work, and returns the SHA-256 that are known."""
+  known = {}
+  if source["files"] is None:
+    stored = np.lib.format.open_memmap(
+      work / shard_name(0), mode="w+", dtype=np.float32, shape=(source["count"], source["dim"])
+    )
+    with np.errstate(over="ignore"):
+      stored[:] = embeddings
+    stored.flush()
+    return {}
+  for name, entry in source["files"].items():
+    (work / name).unlink(missing_ok=True)
+    try:
+      os.link(pathlib.Path(embeddings) / name, work / name)
+      known[name] = entry["sha256"]
+    except OSError:  # another file system, or one without second names: a copy, which is read back for its hash
+      shutil.copyfile(pathlib.Path(embeddings) / name, work / name)
+  return known
+
+
+def _pieces(work: pathlib.Path, source: dict[str, Any], first: int, stop: int) -> list[tuple[pathlib.Path, int, int]]:
+  """Where the rows of an index shard lie in the files of embeddings."""
+  out, start = [], 0
+  for number, shard in enumerate(open_shards(work, source)):
+    low, high = max(first - start, 0), min(stop - start, len(shard))
+    if low < high:
+      out.append((work / shard_name(number), low, high))
+    start += len(shard)
+  return out
+
+
+def _state(source: dict[str, Any], backend: Backend, shard_passages: int) -> dict[str, Any]:
+  return {"kind": _UNFINISHED, "source": source["files"], "backend": backend, "shard_passages": shard_passages}
+
+
+def _list(
+  work: pathlib.Path, source: dict[str, Any], backend: Backend, shard_passages: int, done: dict[int, dict[str, Any]]
+) -> None:
+  listed = {str(n): entry for n, entry in done.items()}
+  files.write_json(work / files.MANIFEST, {**_state(source, backend, shard_passages), "shards": listed})
+
+
+def _resume(
+  work: pathlib.Path, source: dict[str, Any], backend: Backend, shard_passages: int
+) -> dict[int, dict[str, Any]]:
+  """Shards that an earlier call has finished on the same embeddings; whatever else is there is removed."""
+  done: dict[int, dict[str, Any]] = {}
+  try:
+    state = files.read_json(work / files.MANIFEST)
+    if source["files"] and all(state[n] == v for n, v in _state(source, backend, shard_passages).items()):
+      done = {
+        int(number): entry
+        for number, entry in state["shards"].items()
+        if all(files.sha256_file(work / name) == sha256 for name, sha256 in entry["files"].items())
+      }
+  except (UserError, OSError, KeyError, TypeError, AttributeError, ValueError):
+    done = {}
+  work.mkdir(parents=True, exist_ok=True)
+  kept = {shard_directory(n) for n in done}
+  for path in work.iterdir():
+    if path.name not in kept:
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+  _list(work, source, backend, shard_passages, done)
+  return done
+
+
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return "unknown"
