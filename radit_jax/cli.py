@@ -31,10 +31,16 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "prepare": ("radit_jax.verbs.prepare", "prepare", configs.PrepareConfig),
   "index": ("radit_jax.verbs.index", "index", configs.IndexConfig),
   "retrieve": ("radit_jax.verbs.retrieve", "retrieve", configs.RetrieveConfig),
+  "bm25": ("radit_jax.verbs.bm25", "bm25", configs.Bm25Config),
   "score": ("radit_jax.verbs.score", "score", configs.ScoreConfig),
   "train-generator": ("radit_jax.verbs.train_generator", "train_generator", configs.TrainGeneratorConfig),
   "train-retriever": ("radit_jax.verbs.train_retriever", "train_retriever", configs.TrainRetrieverConfig),
   "evaluate": ("radit_jax.verbs.evaluate", "evaluate", configs.EvaluateConfig),
+  "evaluate-retrieval": (
+    "radit_jax.verbs.evaluate_retrieval",
+    "evaluate_retrieval",
+    configs.EvaluateRetrievalConfig,
+  ),
   "export": ("radit_jax.verbs.export", "export", configs.ExportConfig),
   "ask": ("radit_jax.verbs.ask", "ask", configs.AskConfig),
   "inspect": ("radit_jax.verbs.inspect", "inspect", configs.InspectConfig),
@@ -137,7 +143,7 @@ def _say(message: str) -> None:
 
 def _overview() -> str:
   lines = ["usage: radit <verb> [options]", "", "RA-DIT: retrieval-augmented dual instruction tuning.", "", "verbs:"]
-  lines += [f"  {verb:<16} {_first_line(config)}" for verb, (_, _, config) in VERBS.items()]
+  lines += [f"  {verb:<18} {_first_line(config)}" for verb, (_, _, config) in VERBS.items()]
   lines += ["", "`radit <verb> --help` shows its options. `radit --version` shows the version."]
   return "\n".join(lines)
 
