@@ -45,6 +45,7 @@ def roots(tmp_path_factory):
   root = tmp_path_factory.mktemp("kill")
   killed, whole = root / "killed", root / "whole"
   first = events(start(killed, 0.02), until="embed 208")
+  (killed / ".embeddings.partial/.embeddings-00003.npy.half").write_bytes(b"half a shard")
   second = events(start(killed, 0.02), until="build 2")
   third = events(start(killed, 0, whole))
   return killed, whole, (first, second, third)

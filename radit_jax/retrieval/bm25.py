@@ -1,5 +1,6 @@
 """A baseline without a model: BM25 over the passages' words, and the fusion of rankings by rank."""
 
+import logging
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ class Bm25:
       import bm25s
     except ImportError:
       raise UserError('BM25 needs the extra bm25: pip install "radit_jax[bm25]"') from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # imported, it has set itself to say everything
     tokens = bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
     if not tokens.ids:
       raise UserError("BM25: no passages to index")

@@ -27,8 +27,8 @@ class IndexPlan:
     shards: searchers, built one after the other.
     embedding_bytes: on disk; the index shares these files where the file system can.
     searcher_bytes: on disk.
-    build_bytes: of memory, at the peak of the build.
-    search_bytes: of memory, with all searchers in it.
+    build_bytes: of memory, at the peak of the build of a searcher.
+    search_bytes: of memory, with all searchers in it; exact search reads the embeddings instead, from disk if need be.
     one_searcher_bytes: of memory, with one after the other in it.
     hours: of encoding, at the given rate.
   """
@@ -47,13 +47,14 @@ class IndexPlan:
   def summary(self) -> str:
     """A table for the command line."""
     time = "give --plan-rate, passages a second" if self.hours is None else f"{self.hours:,.1f} hours"
+    one_by_one = f"; {_readable(self.one_searcher_bytes)} one after the other" if self.shards > 1 else ""
     rows = [
       ("passages", f"{self.count:,} of width {self.dimension}"),
       ("search", self.method if self.method == "exact" else f"{self.method}, {self.shards} ScaNN searchers"),
       ("embeddings on disk", _readable(self.embedding_bytes)),
       ("searchers on disk", _readable(self.searcher_bytes)),
       ("memory to build", _readable(self.build_bytes)),
-      ("memory to search", f"{_readable(self.search_bytes)}; {_readable(self.one_searcher_bytes)} one by one"),
+      ("memory to search", _readable(self.search_bytes) + one_by_one),
       ("encoding", time),
     ]
     return "\n".join(f"{name:<20}{value}" for name, value in rows)
@@ -86,7 +87,9 @@ def plan_index(
   shards = -(-count // shard_passages)
   largest = -(-count // shards)
   method = scann.choose(largest)["method"] if backend == "scann" else "exact"
-  on_disk = built = resident = one = 0.0
+  stored = values * (2 if dtype == "float16" else 4)
+  on_disk = built = 0.0
+  resident = one = float(stored)  # exact search reads all of them
   if method != "exact":
     on_disk = (_TREE * values + _TREE_NOTES * count) if method == "tree" else _QUANTIZED * values
     built = _COPIES[method] * 4 * largest * dimension + _PROGRAM_BYTES
@@ -97,7 +100,7 @@ def plan_index(
     dimension=dimension,
     method=method,
     shards=shards if method != "exact" else 0,
-    embedding_bytes=values * (2 if dtype == "float16" else 4),
+    embedding_bytes=stored,
     searcher_bytes=round(on_disk),
     build_bytes=round(built),
     search_bytes=round(resident),

@@ -17,8 +17,9 @@ class Rows:
 
   Args:
     shards: ``[n, E]`` each, float32 or float16, memory-mapped or in memory; at least one.
-    forget: a memory-mapped shard whose last row has been read in a range no longer counts as memory of this process; it
-      is read anew if it is asked for again. For whoever walks over all rows once.
+    forget: a memory-mapped shard no longer counts as memory of this process once its last row has been read in a range,
+      or any of its rows by number (a row drags 64 kB around it into memory). It is read anew if it is asked for again:
+      for whoever walks over all rows once.
 
   Attributes:
     shape: ``(N, E)``.
@@ -56,8 +57,6 @@ class Rows:
       whole = parts[0] if len(parts) == 1 else np.concatenate(parts or [self._shards[0][:0]])
       return np.asarray(whole, np.float32)
     rows = np.asarray(where, np.int64)
-    if len(self._shards) == 1:
-      return np.asarray(self._shards[0][rows], np.float32)
     flat = rows.reshape(-1)
     out = np.empty((flat.size, self.shape[1]), np.float32)
     number = np.searchsorted(self._ends, flat, side="right")
@@ -65,6 +64,8 @@ class Rows:
       here = np.flatnonzero(number == shard)
       first = self._ends[shard] - len(self._shards[shard])
       out[here] = self._shards[shard][flat[here] - first]
+      if self._forget:
+        _forget(self._shards[shard])
     return out.reshape(*rows.shape, self.shape[1])
 
   def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "n E"]]]:

@@ -42,13 +42,14 @@ def build(task: dict[str, Any]) -> dict[str, float]:
   builder = builder.score_ah(
     2, anisotropic_quantization_threshold=0.2, training_sample_size=parameters["training"]
   ).reorder(1, quantize=reorder_type)
+  probe = np.array(data[:1])
   searcher = builder.build()
+  del builder, data  # it has a copy; what it writes takes memory again
   out.mkdir()
   # Without relative_path the files name the temporary folder they were written in.
   searcher.serialize(str(out), relative_path=True)
   (out / PICKLED).unlink(missing_ok=True)
-  probe = np.array(data[:1])
-  del searcher, builder, data
+  del searcher
   ids, products = load_searcher(out).search_batched_parallel(
     probe, final_num_neighbors=1, pre_reorder_num_neighbors=10, leaves_to_search=parameters.get("leaves")
   )
