@@ -117,8 +117,8 @@ def test_a_passage_that_is_all_of_a_prompt_leaves_the_token_that_predicts():
 def tables(draw):
   rng = np.random.default_rng(draw(st.integers(0, 2**32)))
   shape = draw(st.integers(1, 30)), draw(st.integers(1, 4))
-  keys = rng.integers(0, draw(st.integers(1, 20)), shape).astype(np.uint64)
-  prefixes = 5 + 3 * keys.astype(np.int64)  # one key, one prefix
+  keys = rng.integers(0, draw(st.integers(1, 20)), shape)
+  prefixes = 5 + 3 * keys  # one key, one prefix
   answers = rng.integers(1, 6, shape)
   tokens = prefixes + answers + rng.integers(1, 10, shape)
   absent = rng.random(shape) < 0.2
@@ -154,6 +154,6 @@ def test_every_prompt_stands_in_one_row_that_has_room(table, more, num_rows, sha
 
 def test_a_prompt_longer_than_the_rows():
   one = np.ones((1, 1), np.int64)
-  table = PromptTable(9 * one, one, 5 * one, one.astype(np.uint64), 0, 0)
+  table = PromptTable(9 * one, one, 5 * one, one, 0, 0)
   with pytest.raises(UserError, match=r"^a prompt has 9 tokens, rows hold 8: pack_tokens 9 would do$"):
     shared_plan(table, row_tokens=8, num_rows=1)

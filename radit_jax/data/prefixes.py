@@ -39,7 +39,7 @@ class PromptTable:
     tokens: int64, of the prompt with its answer; 0 for a passage that is not there.
     answers: int64, of the answer with its end token.
     prefixes: int64, up to the end of the passage.
-    keys: uint64, alike where the tokens up to the end of the passage are.
+    keys: int64, alike where the tokens up to the end of the passage are.
     cut_passages: prompts whose passage block was cut.
     cut_questions: prompts whose question was cut.
   """
@@ -102,8 +102,7 @@ def prompt_table(retrieved: RetrievedStore, passages: PassageStore, prompt: Prom
     UserError: an answer that is too long (its example named), or a passage store that is not the examples'.
   """
   check_passages(retrieved, passages, k, with_passages=True)
-  tokens, answers, prefixes = np.zeros((3, len(retrieved), k), np.int64)
-  keys = np.zeros((len(retrieved), k), np.uint64)
+  tokens, answers, prefixes, high, low = np.zeros((5, len(retrieved), k), np.int64)
   cuts = np.zeros(2, np.int64)
   own = hosts.part(len(retrieved))
   for start in own[::_MEASURED_AT_ONCE]:
@@ -113,10 +112,10 @@ def prompt_table(retrieved: RetrievedStore, passages: PassageStore, prompt: Prom
         if row is not None:
           prefix = row.tokens[: row.context_end]
           tokens[i, j], answers[i, j], prefixes[i, j] = len(row.tokens), len(row.answer_tokens), len(prefix)
-          keys[i, j] = _key(prefix)
+          high[i, j], low[i, j] = _key(prefix)
           cuts += bool(row.cut_passage_tokens), bool(row.cut_question_tokens)
-  tokens, answers, prefixes, keys, cuts = total((tokens, answers, prefixes, keys, cuts))
-  return PromptTable(tokens, answers, prefixes, keys, *map(int, cuts))
+  tokens, answers, prefixes, high, low, cuts = total((tokens, answers, prefixes, high, low, cuts))
+  return PromptTable(tokens, answers, prefixes, high << 31 | low, *map(int, cuts))
 
 
 def shared_plan(table: PromptTable, *, row_tokens: int, num_rows: int, share: bool = True) -> SharedPlan:
@@ -218,8 +217,10 @@ def _rendered(
   return [[None if request is None else next(out) for request in rows] for rows in requests]
 
 
-def _key(ids: Sequence[int]) -> int:
-  return int.from_bytes(hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=8).digest(), "little")
+def _key(ids: Sequence[int]) -> tuple[int, int]:
+  """62 bits, in halves that add up over processes."""
+  key = int.from_bytes(hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=8).digest(), "little")
+  return key >> 33, key & (2**31 - 1)
 
 
 def _bundles(
