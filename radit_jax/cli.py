@@ -102,7 +102,7 @@ def _run(args: list[str]) -> None:
     raise UserError(f"no verb {args[0]!r}; {_nearest(verb, VERBS)}")
   module, function, _ = _entry(verb, args[1:])
   config = parse(verb, args[1:])
-  options = {"mix": read_mix(config.mix)} if isinstance(config, configs.PrepareMixConfig) else {}
+  options = {"mix": read_mix(config.mix)} if getattr(config, "mix", None) else {}
   display.quiet_libraries()
   if verb in TOGETHER:
     hosts.connect(_say)

@@ -40,7 +40,8 @@ GIVEN = {
 
 def make(cls, **kwargs):
   names = {f.name for f in dataclasses.fields(cls)}
-  given = {k: v for k, v in GIVEN.items() if k in names and (k, cls) != ("data", configs.MeshConfig)}
+  others = (("data", configs.MeshConfig), ("mix", configs.RunConfig))
+  given = {k: v for k, v in GIVEN.items() if k in names and (k, cls) not in others}
   return cls(**(given | kwargs))
 
 
@@ -106,6 +107,8 @@ def test_defaults_are_valid_and_configs_are_frozen(cls):
     (configs.AskConfig, {"question": "  "}, "question is empty"),
     (configs.InspectConfig, {"lm_temperature": -1.0}, "lm_temperature = -1.0"),
     (configs.RunConfig, {"k_train": 11}, "k_train 11 is more than the k 10"),
+    (configs.RunConfig, {"questions": None}, "give one, --questions FILE or --mix NAME"),
+    (configs.RunConfig, {"mix": "paper"}, "questions = 'q', mix = 'paper': give one"),
     (configs.RunConfig, {"train_questions": 0}, "train_questions = 0"),
     (configs.QuickstartConfig, {"seed": -3}, "seed = -3"),
   ],

@@ -21,7 +21,7 @@ from radit_jax import cli
 from radit_jax.config import DownloadConfig
 from radit_jax.data import catalogue
 from radit_jax.data import download as http_download
-from radit_jax.data.catalogue import CATALOGUE, MIXES, CatalogueEntry, Source, located, usable
+from radit_jax.data.catalogue import CATALOGUE, CatalogueEntry, Source, located, usable
 from radit_jax.data.download import check, digests, fetch, partial
 from radit_jax.data.readers import READERS
 from radit_jax.data.unpack import unpack
@@ -651,7 +651,6 @@ def test_the_mixes_are_those_of_the_paper():
   retriever = first | {"freebase_qa", "ms_marco", "pubmed_qa", "quarel"}
   assert {n for n, e in CATALOGUE.items() if "generator" in e.uses} == first | reading | reasoning
   assert {n for n, e in CATALOGUE.items() if "retriever" in e.uses} == retriever
-  assert set(MIXES["paper"]) == first | reading | reasoning | retriever
 
 
 def test_licences_drop_and_say_what_is_lost():
@@ -659,7 +658,7 @@ def test_licences_drop_and_say_what_is_lost():
   assert kept == ["squad_v2", "gsm8k"]
   assert lost == {"ms_marco": CATALOGUE["ms_marco"].licence, "quail": "CC-BY-NC-SA-4.0"}
   assert usable(["ms_marco"], "any") == (["ms_marco"], {})
-  assert len(usable(MIXES["paper"])[1]) == 8
+  assert len(usable(n for n, e in CATALOGUE.items() if {"generator", "retriever"} & set(e.uses))[1]) == 8
   for entry in CATALOGUE.values():
     assert not (entry.commercial and re.search(r"\bNC\b|non-commercial|not stated|only|unclear", entry.licence)), entry
   with pytest.raises(UserError, match="nearest is 'gsm8k'"):

@@ -14,7 +14,7 @@ from tiny import TOWNS, documents, write_lines
 from radit_jax import cli, files
 from radit_jax import config as c
 from radit_jax.data.batches import parallel_context_batches, row_lengths
-from radit_jax.data.catalogue import CATALOGUE, MIXES
+from radit_jax.data.catalogue import CATALOGUE
 from radit_jax.data.completion import complete, token_spans
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.corpus.chunks import word_spans
@@ -35,9 +35,7 @@ from radit_jax.verbs.inspect import inspect
 from radit_jax.verbs.prepare import read_split
 from radit_jax.verbs.prepare_mix import prepare_mix
 from radit_jax.verbs.retrieve import retrieve, search_without
-from radit_jax.verbs.score import score
-from radit_jax.verbs.train_generator import train_generator
-from radit_jax.verbs.train_retriever import train_retriever
+from radit_jax.verbs.run import run
 
 ASK = c.SetConfig("ask", ("ask/*.jsonl",), format="jsonl")
 SQUAD_V2 = c.SetConfig("squad_v2", ("squad_v2/train-v2.0.json",))
@@ -210,6 +208,15 @@ def test_own_contexts_and_plain_text_are_not_searched_for(made):
   assert result.by_set == pytest.approx({name: np.mean(hits) for name, hits in found.items()})
   assert any(result.by_set.values())
   assert "\n  ask: " in result.summary()
+  # ... and the card is told, of what is trained on.
+  told = files.read_json(root / "data_card.json")["retrieved"]
+  assert told["generator"] == {"k": 3, "sets": {name: [sum(hits), len(hits)] for name, hits in found.items()}}
+  assert set(told) == {"generator", "retriever"}
+  card = (root / "data_card.md").read_text()
+  assert re.search(rf"\| ask \|.*\| {sum(found['ask'])} of {len(found['ask'])} \|\n", card)
+  assert re.search(r"\| squad_v2 \|.*\| – \|\n", card)  # not searched for in generator tuning
+  assert "Passages are the 3 that `radit retrieve` found" in card
+  assert len({line.count("|") for line in card.split("## Generator")[1].splitlines() if line.startswith("|")}) <= 3
 
 
 def test_the_piece_that_an_example_came_from_is_never_among_its_passages(made):
@@ -316,52 +323,88 @@ def test_batches_are_the_same_at_any_step_and_on_any_number_of_hosts(made, parts
     assert tokens == functools.reduce(operator.iadd, (own for _, own in of_hosts), [])
 
 
-def test_both_tunings_draw_from_the_mix(made, parts):
-  """The batches of a run are those of a plan that draws by weight."""
-  root, _ = made
-  stores = {part: f"{root}/retrieved/{part}" for part in ("generator", "retriever")}
-  trained = train_generator(
-    c.TrainGeneratorConfig(
-      workdir=f"{root}/trained/generator",
-      generator=parts["generator"],
-      retrieved=f"{stores['generator']}/train",
-      dev_retrieved=f"{stores['generator']}/dev",
-      passages=f"{root}/passages",
-      prompt=PROMPT,
-      pack_tokens=160,
-      loop=LOOP,
-    )
+QUIZ = (
+  c.SetConfig("quiz", ("quiz/q.jsonl",), format="jsonl"),
+  c.SetConfig("boolq", ("boolq/dev.jsonl",)),
+  c.SetConfig("nq_open", ("nq_open/NQ-open.dev.jsonl",)),
+)
+
+
+@pytest.fixture(scope="module")
+def evaluated(data, tmp_path_factory):
+  """The sets of the mix, and of its evaluation one that is searched for and one that brings its texts along."""
+  root = tmp_path_factory.mktemp("evaluated")
+  for name in ("ask", "squad_v2", "chat"):
+    (root / name).symlink_to(data / name)
+  for name in ("quiz", "boolq"):
+    (root / name).mkdir()
+  quiz = [{"id": f"z{i}", "question": f"Who is person {i}?", "answers": [TOWNS[i % 10]]} for i in range(6)]
+  long = {"id": "long", "question": "Tell me.", "answers": ["so it was " * 40]}
+  write_lines(root / "quiz" / "q.jsonl", [*quiz, long])
+  write_lines(
+    root / "boolq" / "dev.jsonl",
+    [{"question": f"is {t} old", "title": t, "answer": True, "passage": f"{t} is old."} for t in TOWNS[:3]],
   )
-  assert trained.steps == 2
-  assert np.isfinite(trained.best_dev_loss)
-  for split in ("train", "dev"):
-    score(
-      c.ScoreConfig(
-        generator=parts["generator"],
-        retrieved=f"{stores['retriever']}/{split}",
-        passages=f"{root}/passages",
-        out=f"{root}/scores/{split}",
-        k=3,
-        prompt=PROMPT,
-      )
-    )
-  tuned = train_retriever(
-    c.TrainRetrieverConfig(
-      workdir=f"{root}/trained/retriever",
-      encoder=parts["encoder"],
-      retrieved=f"{stores['retriever']}/train",
-      dev_retrieved=f"{stores['retriever']}/dev",
-      index=f"{root}/index",
-      scores=f"{root}/scores/train",
-      dev_scores=f"{root}/scores/dev",
-      k=3,
-      loop=LOOP,
-    )
-  )
-  assert tuned.steps == 2
-  first = files.read_json(f"{root}/trained/retriever/first_batch.json")
-  names = [example["id"] for example in first["examples"]]
-  assert sum(name.startswith("completion/") for name in names) >= 6  # 95 % of 8
+  return root
+
+
+def run_config(parts, workdir, data, **changes):
+  tuned = c.TuningConfig(loop=LOOP)
+  given = {name: parts[name] for name in ("corpus", "generator", "encoder")} | {"backend": "exact", "k": 3}
+  given |= {"mix": "here.py", "data": str(data), "allow_missing": True, "dev_fraction": 0.15, "k_train": 2}
+  given |= {"prompt": PROMPT, "pack_tokens": 160, "generator_tuning": tuned, "retriever_tuning": tuned}
+  return c.RunConfig(workdir=str(workdir), **given | changes)
+
+
+def test_a_whole_run_on_a_mix(parts, evaluated, tmp_path):
+  """Each tuning has its own part of the mix; the table is about the evaluation sets, all and each."""
+  mix = dataclasses.replace(MIX, evaluation=QUIZ)
+  config = run_config(parts, tmp_path / "run", evaluated)
+  report = run(config, mix).report
+  assert [n for n, row in report["rows"].items() if row["exact_match"] is not None] == [
+    *("closed_book", "base", "lm_ft", "r_ft", "ra_dit"),
+  ]
+  assert report["rows"]["ra_dit"]["n"] == 9
+  assert {name: of["n"] for name, of in report["sets"].items()} == {"quiz": 6, "boolq": 3}
+  for name, figures in report["rows"].items():
+    if figures["exact_match"] is not None:
+      each = [of["exact_match"][name] * of["n"] for of in report["sets"].values()]
+      assert sum(each) == pytest.approx(9 * figures["exact_match"])
+  assert "exact match on each set:" in run(config, mix).summary()
+  assert "<h2>Exact match on each set" in (tmp_path / "run" / "report.html").read_text()
+  card = files.read_json(tmp_path / "run" / "data_card.json")
+  assert card["skipped"]["quiz: an answer of more than 40 tokens"] == 1
+  assert card["not_looked_at"] == ["nq_open"]
+  assert set(card["retrieved"]) == {"generator", "retriever"}
+  for verb in ("generator", "retriever"):
+    inputs = files.read_json(tmp_path / "run" / f"train_{verb}" / "run.json")["recipe"]["inputs"]
+    assert inputs["retrieved"] == RetrievedStore(tmp_path / "run" / "retrieved" / "base" / verb / "train").fingerprint
+  first = files.read_json(tmp_path / "run" / "train_retriever" / "first_batch.json")
+  drawn = [example["id"] for example in first["examples"]]
+  assert sum(name.startswith("completion/") for name in drawn) >= 6  # 95 % of 8: a plan that draws by weight
+  texts = [e for e in RetrievedStore(tmp_path / "run" / "retrieved" / "lsr" / "test") if e.context]
+  assert [e.context for e in texts] == [f"{t} is old." for t in TOWNS[:3]]
+  with pytest.raises(UserError, match=r"mix.cap = 30, this call has 20"):
+    run(config, dataclasses.replace(mix, cap=20))
+  with pytest.raises(UserError, match=r"run.json: made with decontaminate = 'report', this call has 'all'"):
+    run(dataclasses.replace(config, decontaminate="all"), mix)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"evaluation": ()}, "has no evaluation sets"),
+    ({"evaluation": QUIZ[2:]}, r"no question of the mix's evaluation sets \(nq_open\) is there"),
+    ({"evaluation": QUIZ, "retriever": (), "completions": 0}, "nothing for the retriever; give --tune generator"),
+  ],
+)
+def test_a_run_that_a_mix_cannot_give(parts, evaluated, tmp_path, changes, message):
+  mix = dataclasses.replace(MIX, **changes)
+  with pytest.raises(UserError, match=message):
+    run(run_config(parts, tmp_path / "run", evaluated), mix)
+  assert not (tmp_path / "run" / "run.json").exists()
+  with pytest.raises(UserError, match="takes the mix that its config names"):
+    run(run_config(parts, tmp_path / "run", evaluated))
 
 
 def test_the_data_card(made, config):
@@ -545,9 +588,11 @@ def test_the_permissive_mix():
 
 
 @pytest.mark.parametrize("name", cli.shipped_mixes())
-def test_download_knows_the_sets_of_a_mix(name):
+def test_download_knows_the_sets_of_a_mix(name, tmp_path, capsys):
   mix = cli.read_mix(name)
-  assert set(MIXES[name]) == {s.name for s in mix.sets()} - {"text"}
+  assert cli.main(["download", "--list", "--mix", name, "--data", str(tmp_path)]) == 0
+  listed = capsys.readouterr().out.split("\n\n")[0].splitlines()[1:]
+  assert {line.split()[0] for line in listed} == {s.name for s in mix.sets()} - {"text"}
   evaluated = [n for n, entry in CATALOGUE.items() if "evaluation" in entry.uses]
   assert {s.name for s in mix.evaluation} <= set(evaluated)
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from radit_jax.config.mix import Decontaminate, LicenceLimit
 from radit_jax.config.shared import (
   Backend,
   CorpusFormat,
@@ -56,9 +57,15 @@ class RunConfig:
   Attributes:
     workdir: everything is written here; the same command continues what is there.
     corpus: file or folder of documents.
-    questions: file of questions with answers.
     generator: Hugging Face directory of the language model.
     encoder: Hugging Face directory of the retriever; of its query encoder if there are two.
+    questions: file of questions with answers, which are split for tuning and the table.
+    mix: in place of questions, a mix of data sets to tune on, see `radit prepare --mix`; the table is about its
+      evaluation sets.
+    data: directory of the mix's sets.
+    allow_missing: go on without sets of the mix whose files are not there.
+    licence: "commercial" leaves out sets of the mix that may not be used commercially, or do not say so.
+    decontaminate: what is done about evaluation questions in what the mix trains on: "report", "questions" or "all".
     passage_encoder: Hugging Face directory of the passage encoder, if that is another one.
     corpus_format: format of the corpus, see `prepare`.
     questions_format: format of the question file.
@@ -97,9 +104,14 @@ class RunConfig:
 
   workdir: str
   corpus: str
-  questions: str
   generator: str
   encoder: str
+  questions: str | None = None
+  mix: str | None = None
+  data: str = "data"
+  allow_missing: bool = False
+  licence: LicenceLimit = "any"
+  decontaminate: Decontaminate = "report"
   passage_encoder: str | None = None
   corpus_format: CorpusFormat = "jsonl"
   questions_format: QuestionFormat = "jsonl"
@@ -136,6 +148,12 @@ class RunConfig:
 
   def __post_init__(self) -> None:
     local_paths(self)
+    if (self.questions is None) == (self.mix is None):
+      raise UserError(
+        f"RunConfig: questions = {self.questions!r}, mix = {self.mix!r}: give one, --questions FILE or --mix NAME"
+      )
+    one_of(self, "licence", LicenceLimit)
+    one_of(self, "decontaminate", Decontaminate)
     at_least(self, "k", 2)
     for name in ("k_train", "train_questions", "dev_questions", "test_questions", "pack_tokens"):
       at_least(self, name, 1)

@@ -570,14 +570,14 @@ class DownloadConfig:
   Attributes:
     sets: names of sets, as --list shows them.
     data: directory that gets a folder for each set.
-    mix: the sets of this mix too: "paper" (Lin et al.).
+    mix: the sets that this mix trains on too: name of one that ships, or path of a Python file that holds one.
     licence: "commercial" leaves out sets of which no licence is stated that allows commercial use, and says which.
     list: show what is needed, what is there and what must be fetched by hand, and download nothing.
   """
 
   sets: tuple[str, ...] = ()
   data: str = "data"
-  mix: Literal["paper"] | None = None
+  mix: str | None = None
   licence: Literal["any", "commercial"] = "any"
   list: bool = False
 

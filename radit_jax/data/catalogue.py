@@ -912,7 +912,3 @@ _ENTRIES = [
 
 #: Name -> entry, those of the paper first.
 CATALOGUE: dict[str, CatalogueEntry] = {entry.name: entry for entry in _ENTRIES}
-#: Sets by the name of the mix that needs them.
-MIXES: dict[str, tuple[str, ...]] = {
-  "paper": tuple(e.name for e in _ENTRIES if {"generator", "retriever"} & set(e.uses)),
-}

@@ -62,6 +62,13 @@ def format_table(report: Report) -> str:
     for c in comparisons:
       unclear = "  (includes 0)" if c["ci"][0] <= 0 <= c["ci"][1] else ""
       lines.append(f"  {c['label']:{width}}  {_difference(c)}{unclear}")
+  if sets := report.get("sets"):
+    names = _set_columns(sets)
+    width = max(map(len, sets))
+    head = "  ".join(f"{name:>11}" for name in (*names, "n"))
+    lines += ["", "exact match on each set:", f"  {'':{width}}  {head}"]
+    for of, cells in _set_rows(sets, names):
+      lines.append(f"  {of:{width}}  " + "  ".join(f"{cell:>11}" for cell in cells))
   if report.get("void"):
     lines += ["", f"THE COMPARISON IS VOID: {report['void']}"]
   if report.get("notes"):
@@ -73,9 +80,9 @@ def write_report_html(report: Report, path: str | os.PathLike[str]) -> None:
   """Writes the report as one HTML file that needs nothing else and asks for nothing.
 
   Args:
-    report: as ``report.json`` holds it: ``title``, ``rows``, and maybe ``comparisons``, ``void``, ``notes``, ``seed``,
-      ``wall_s``, ``peak_memory_bytes``, ``stages``, ``curves``, ``examples``. What is absent or null is left out. Every
-      text may come from a user's files and is escaped.
+    report: as ``report.json`` holds it: ``title``, ``rows``, and maybe ``comparisons``, ``sets``, ``void``, ``notes``,
+      ``seed``, ``wall_s``, ``peak_memory_bytes``, ``stages``, ``curves``, ``examples``. What is absent or null is left
+      out. Every text may come from a user's files and is escaped.
     path: the file; written whole or not at all.
   """
   title, rows = str(report["title"]), _rows(report)
@@ -85,6 +92,7 @@ def write_report_html(report: Report, path: str | os.PathLike[str]) -> None:
     _void(report),
     _tiles(report["rows"]),
     _table(rows),
+    _sets(report.get("sets") or {}, report["rows"]),
     _two(_exact_match(rows), _comparisons(report.get("comparisons") or [])),
     _two(_recall(report["rows"]), *_curves(report.get("curves") or {})),
     _examples(report.get("examples") or []),
@@ -144,6 +152,29 @@ def _table(rows: Sequence[tuple[str, Row]]) -> str:
   table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(body)}\n</tbody></table>"
   content = f'<div class="scroll" tabindex="0">{table}</div>\n<dl class="terms">{terms}</dl>'
   return _section("Results on the test questions, shares in percent", content)
+
+
+def _set_columns(sets: Mapping[str, Row]) -> list[str]:
+  """Rows of the table that any set has a figure of."""
+  return list(dict.fromkeys(name for of in sets.values() for name in of["exact_match"]))
+
+
+def _set_rows(sets: Mapping[str, Row], names: Sequence[str]) -> list[tuple[str, list[str]]]:
+  return [(of, [*(_percent(s["exact_match"].get(n)) for n in names), _count(s)]) for of, s in sets.items()]
+
+
+def _sets(sets: Mapping[str, Row], rows: Mapping[str, Row]) -> str:
+  if not sets:
+    return ""
+  names = _set_columns(sets)
+  labels = [*(rows[name]["label"] for name in names), "n"]
+  head = "<th></th>" + "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+  body = "\n".join(
+    f'<tr><th scope="row">{escape(of)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+    for of, cells in _set_rows(sets, names)
+  )
+  table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+  return _section("Exact match on each set, in percent", f'<div class="scroll" tabindex="0">{table}</div>')
 
 
 def _exact_match(rows: Sequence[tuple[str, Row]]) -> str:

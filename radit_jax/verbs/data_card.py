@@ -3,11 +3,13 @@
 import collections
 import dataclasses
 import hashlib
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from radit_jax import files
 from radit_jax.data.corpus.chunks import count_words
 from radit_jax.data.mix import likeness
 from radit_jax.data.readers.example import UNANSWERABLE
@@ -76,14 +78,40 @@ class SetFigures:
     return out
 
 
+def write_card(root: pathlib.Path, card: Mapping[str, Any]) -> None:
+  """Writes the card as text, as a plot and as figures, in this order: where these are, the card is whole."""
+  files.write_atomic(root / CARD, card_text(card))
+  files.write_atomic(root / PLOT, card_plot(card))
+  files.write_json(root / FIGURES, dict(card))
+
+
+def complete_card(questions: pathlib.Path, k: int, found: Mapping[str, tuple[int, int]]) -> None:
+  """Writes the card again with what was retrieved for a part's training examples; the last retrieval counts.
+
+  Args:
+    questions: split file; of one that no mix made, and of questions that nothing is trained on, no card tells.
+    k: passages for each.
+    found: set -> examples of which a passage holds an answer, and examples that were searched for.
+  """
+  root, part = questions.parent.parent, questions.parent.name
+  if questions.name != "train.jsonl" or not (root / FIGURES).is_file():
+    return
+  card = files.read_json(root / FIGURES)
+  retrieved = {"k": k, "sets": {name: list(counts) for name, counts in found.items()}}
+  known = card.get("retrieved", {})
+  if part in card["counts"] and known.get(part) != retrieved:
+    write_card(root, card | {"retrieved": known | {part: retrieved}})
+
+
 def card_text(card: Mapping[str, Any]) -> str:
   """The card as Markdown.
 
   Args:
     card: ``mix``, ``corpus``, ``seed``, ``parts`` (title -> sets as :meth:`SetFigures.summary` gives them),
-      ``licences`` (set -> words), ``missing`` and ``refused`` (set -> why), ``skipped`` (reason -> count),
-      ``decontaminate``, ``evaluation`` (as :meth:`radit_jax.data.contamination.Contamination.summary` gives it) and
-      ``not_looked_at`` (names).
+      ``counts`` (part, in the order of ``parts`` -> split -> examples), ``retrieved`` (part -> what
+      :func:`complete_card` adds; absent before), ``licences`` (set -> words), ``missing`` and ``refused``
+      (set -> why), ``skipped`` (reason -> count), ``decontaminate``, ``evaluation`` (as
+      :meth:`radit_jax.data.contamination.Contamination.summary` gives it) and ``not_looked_at`` (names).
   """
   lines = [
     f"# Data card of the mix {card['mix']}",
@@ -92,9 +120,9 @@ def card_text(card: Mapping[str, Any]) -> str:
     f"Seed {card['seed']}; {card['dev_fraction']:.1%} of the documents (where a set has none, of the questions) held "
     "out.",
   ]
-  for title, sets in card["parts"].items():
+  for part, (title, sets) in zip(card["counts"], card["parts"].items(), strict=False):
     if sets:
-      lines += ["", f"## {title}", "", *_table(sets)]
+      lines += ["", f"## {title}", "", *_table(sets, card.get("retrieved", {}).get(part))]
   used = dict.fromkeys(s["name"] for sets in card["parts"].values() for s in sets)
   lines += ["", "## Licences", "", "| set | licence |", "|---|---|"]
   lines += [f"| {name} | {card['licences'].get(name, 'not stated')} |" for name in used]
@@ -111,26 +139,31 @@ def card_text(card: Mapping[str, Any]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _table(sets: Sequence[Mapping[str, Any]]) -> list[str]:
-  rows = [
-    "| set | there | train | dev | draws | words asked | words answered | duplicates | answer in own context |",
-    "|---|---|---|---|---|---|---|---|---|",
-  ]
+def _table(sets: Sequence[Mapping[str, Any]], retrieved: Mapping[str, Any] | None) -> list[str]:
+  head = "| set | there | train | dev | draws | words asked | words answered | duplicates | answer in own context |"
+  rows = [head + (" answer in passages |" if retrieved else ""), "|---" * (10 if retrieved else 9) + "|"]
   for s in sets:
     found = f"{s['in_context']:,} of {s['with_context']:,}" if s["with_context"] else "–"
     lengths = (" · ".join(f"{n:,}" for n in s[name]) for name in ("asked", "answered"))
     counts = f"{s['available']:,} | {s['train']:,} | {s['dev']:,} | {s['share']:.2%}"
-    rows.append(f"| {s['name']} | {counts} | {' | '.join(lengths)} | {s['duplicates']:,} | {found} |")
+    row = f"| {s['name']} | {counts} | {' | '.join(lengths)} | {s['duplicates']:,} | {found} |"
+    if retrieved:
+      hits, searched = retrieved["sets"].get(s["name"], (0, 0))
+      row += f" {hits:,} of {searched:,} |" if searched else " – |"
+    rows.append(row)
   total = collections.Counter[str]()
   for s in sets:
     total.update({name: s[name] for name in ("available", "train", "dev", "duplicates")})
   rows.append(
     f"| all | {total['available']:,} | {total['train']:,} | {total['dev']:,} | 100 % | | | {total['duplicates']:,} | |"
+    + (" |" if retrieved else "")
   )
   unanswerable = sum(s["unanswerable"] for s in sets)
   rows += ["", "Lengths are median · 95th percentile, contexts of their own included."]
   if unanswerable:
     rows[-1] += f" {unanswerable:,} questions are answered “{UNANSWERABLE}”."
+  if retrieved:
+    rows[-1] += f" Passages are the {retrieved['k']} that `radit retrieve` found for each question."
   return rows
 
 

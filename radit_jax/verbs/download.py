@@ -5,9 +5,10 @@ import hashlib
 import pathlib
 from typing import Any
 
-from radit_jax.config import DownloadConfig
+from radit_jax.config import DownloadConfig, MixConfig
+from radit_jax.config.mix import PASSAGES
 from radit_jax.data import download as http
-from radit_jax.data.catalogue import CATALOGUE, MIXES, CatalogueEntry, Source, entry_named, usable
+from radit_jax.data.catalogue import CATALOGUE, CatalogueEntry, Source, entry_named, usable
 from radit_jax.data.unpack import unpack
 from radit_jax.errors import UserError
 from radit_jax.files import read_json, sha256_file, write_json
@@ -40,7 +41,7 @@ class DownloadResult:
     return "\n".join(self.lines)
 
 
-def download(config: DownloadConfig, *, progress: Progress = silent) -> DownloadResult:
+def download(config: DownloadConfig, mix: MixConfig | None = None, *, progress: Progress = silent) -> DownloadResult:
   """Downloads sets into folders of their names, or lists them.
 
   A file that is there already is compared with its digest. A set that cannot be had does not keep the others from
@@ -48,6 +49,7 @@ def download(config: DownloadConfig, *, progress: Progress = silent) -> Download
 
   Args:
     config: see :class:`radit_jax.config.DownloadConfig`.
+    mix: what its ``mix`` names. Sets of it that no catalogue has are their user's, and told.
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
@@ -55,12 +57,15 @@ def download(config: DownloadConfig, *, progress: Progress = silent) -> Download
     OSError: the disk is full.
   """
   data = pathlib.Path(config.data)
-  names = list(dict.fromkeys([*config.sets, *(MIXES[config.mix] if config.mix else ())]))
-  if not names and not config.list:
+  mixed = [s.name for s in mix.sets() if s.read_as != PASSAGES] if mix else []
+  own = [name for name in mixed if name not in CATALOGUE]
+  names = list(dict.fromkeys([*config.sets, *(name for name in mixed if name in CATALOGUE)]))
+  if not names and not mix and not config.list:
     raise UserError("radit download: name a set, or --mix paper (radit download --list shows all)")
-  kept, lost = usable(names or CATALOGUE, config.licence)
+  kept, lost = usable(names if names or mix else CATALOGUE, config.licence)
   entries = [entry_named(name) for name in kept]
   lines = [f"{name}: left out, no licence for commercial use is known ({why})" for name, why in lost.items()]
+  lines += [f"{name}: a set of the mix that is not known here, to be brought by yourself" for name in own]
   if config.list:
     return _listed(entries, data, lines)
   missing = []

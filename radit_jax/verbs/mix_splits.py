@@ -26,6 +26,8 @@ from radit_jax.verbs.data_card import SetFigures
 #: What a mix has sets for, and the directory of its split -> heading in the data card.
 PARTS = {"generator": "Generator tuning", "retriever": "Retriever tuning"}
 COMPLETION = "completion"
+#: Name of the questions that no tuning sees, and the directory they lie in.
+TEST, TEST_DIRECTORY = "test", "split"
 Row = dict[str, Any]
 #: Gives the rows of a set, and whether each is held out.
 Rows = Callable[[], Iterator[tuple[Row, bool]]]
@@ -56,18 +58,13 @@ def read_sets(
   Raises:
     UserError: a bad record under "strict".
   """
-  limit = config.max_answer_tokens
-  tokenizer = None if limit is None else load_tokenizer(str(config.tokenizer))
-
-  def tokens(answer: str) -> int:
-    assert tokenizer is not None  # the config checks it
-    return len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+  too_long = _too_long(config)
 
   def fits(source: SetConfig, example: Example) -> bool:
     if not example.answers:
       raise UserError(f"set {source.name}: example {example.id!r} has no answer, which training needs")
-    if limit is not None and tokens(example.answers[0]) > limit:
-      skipped.add(example.id, Unused(f"{source.name}: an answer of more than {limit} tokens"))
+    if too_long(example):
+      skipped.add(example.id, Unused(f"{source.name}: an answer of more than {config.max_answer_tokens} tokens"))
       return False
     if config.decontaminate != "report" and contamination.example(example):
       skipped.add(example.id, Unused(f"{source.name}: an evaluation question"))
@@ -89,6 +86,66 @@ def read_sets(
         contamination.example(example)
     progress("sets", done, len(wanted), "sets")
   return taken
+
+
+def _too_long(config: PrepareMixConfig) -> Callable[[Example], bool]:
+  """Whether the answer that is trained on has more tokens than are asked for."""
+  limit = config.max_answer_tokens
+  if limit is None:
+    return lambda example: False
+  tokenizer = load_tokenizer(str(config.tokenizer))
+  return lambda example: len(tokenizer(example.answers[0], add_special_tokens=False)["input_ids"]) > limit
+
+
+def write_test(
+  path: pathlib.Path,
+  config: PrepareMixConfig,
+  sets: Mapping[SetConfig, tuple[pathlib.Path, ...]],
+  recipe: dict[str, Any],
+  skipped: Skipped,
+) -> dict[str, int]:
+  """Writes the questions of evaluation sets, to be answered and never trained on; returns how many there are.
+
+  Args:
+    path: directory of the split.
+    config: of the verb.
+    sets: those that are there, and their files.
+    recipe: of the split.
+    skipped: counts questions without an answer, and those whose answer has more tokens than asked for. What is wrong
+      with a file was counted when it was read for what training shares with it.
+  """
+  too_long, count = _too_long(config), 0
+  with files.atomic_directory(path) as out:
+    with open(out / f"{TEST}.jsonl", "w", encoding="utf-8") as file:
+      for source, paths in sets.items():
+        for example in read_set(source, paths, on_error=config.on_error, skipped=Skipped()):
+          if not example.answers:
+            skipped.add(example.id, Unused(f"{source.name}: a question without an answer"))
+          elif too_long(example):
+            skipped.add(example.id, Unused(f"{source.name}: an answer of more than {config.max_answer_tokens} tokens"))
+          else:
+            row = _row(example, own_context=True)
+            file.write(json.dumps({**row, "set": source.name}, ensure_ascii=False) + "\n")
+            count += 1
+    counts = {TEST: count}
+    files.write_manifest(out, "split", {"recipe": recipe, "counts": counts})
+  return counts
+
+
+def _row(example: Example, *, own_context: bool) -> Row:
+  row = {
+    "id": example.id,
+    "question": instruct(example),
+    "answers": list(example.answers),
+    "answer_texts": list(example.answer_texts),
+    "query": example.query or example.instruction,
+    "group": example.group or example.id,
+    "category": example.category,
+    "gold_rows": [],
+  }
+  if own_context and example.skips_retrieval and example.own_context:
+    row["context"] = example.own_context.strip()
+  return row
 
 
 class SplitWriter:
@@ -188,19 +245,7 @@ class SplitWriter:
 
   def _examples(self, taken: Taken, part: str) -> Iterator[tuple[Row, bool]]:
     for example, held_out in itertools.chain(((e, False) for e in taken.train), ((e, True) for e in taken.dev)):
-      row = {
-        "id": example.id,
-        "question": instruct(example),
-        "answers": list(example.answers),
-        "answer_texts": list(example.answer_texts),
-        "query": example.query or example.instruction,
-        "group": example.group or example.id,
-        "category": example.category,
-        "gold_rows": [],
-      }
-      if part == "generator" and example.skips_retrieval and example.own_context:
-        row["context"] = example.own_context.strip()
-      yield row, held_out
+      yield _row(example, own_context=part == "generator"), held_out
 
   def _texts(self, source: SetConfig) -> Iterator[tuple[Row, bool]]:
     cap = source.cap or self._mix.cap or len(self._store)

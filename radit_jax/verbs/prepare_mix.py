@@ -17,8 +17,8 @@ from radit_jax.data.policy import Skipped
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint
 from radit_jax.progress import Progress, silent
-from radit_jax.verbs.data_card import CARD, FIGURES, PLOT, card_plot, card_text
-from radit_jax.verbs.mix_splits import COMPLETION, PARTS, SplitWriter, read_sets
+from radit_jax.verbs.data_card import CARD, FIGURES, write_card
+from radit_jax.verbs.mix_splits import COMPLETION, PARTS, TEST_DIRECTORY, SplitWriter, read_sets, write_test
 from radit_jax.verbs.prepare import corpus_sources, fingerprint_path, fingerprint_sources, limit_of
 
 
@@ -28,7 +28,8 @@ class PrepareMixResult:
 
   Attributes:
     passages: passage store.
-    splits: "generator" and maybe "retriever" -> directory of its ``train.jsonl`` and ``dev.jsonl``.
+    splits: "generator" and maybe "retriever" -> directory of its ``train.jsonl`` and ``dev.jsonl``; "evaluation" ->
+      directory of its ``test.jsonl``, if an evaluation set is there.
     card: Markdown file; ``data_card.json`` and ``data_card.svg`` lie beside it.
     num_passages: of the corpus.
     num_questions: part -> split -> examples.
@@ -91,6 +92,9 @@ def prepare_mix(config: PrepareMixConfig, mix: MixConfig, *, progress: Progress 
   corpus = runs.recipe(config, inputs=corpus_inputs)
   corpus["options"] = {k: v for k, v in corpus["options"].items() if k in _CORPUS_OPTIONS or k.startswith("embedding.")}
   stores = {part: root / part for part in PARTS if part == "generator" or mix.retriever or mix.completions}
+  tested = {s: evaluated[s.name] for s in mix.evaluation if evaluated[s.name]}
+  if tested:
+    stores[EVALUATION] = root / TEST_DIRECTORY
   finished = [runs.finished(root / "passages", "passages", corpus)]
   finished += [runs.finished(path, "split", wanted) for path in stores.values()]
   if not all([*finished, (root / FIGURES).is_file()]):
@@ -99,20 +103,25 @@ def prepare_mix(config: PrepareMixConfig, mix: MixConfig, *, progress: Progress 
         skipped = Skipped()
         # What is wrong with the sets is found before the corpus is read.
         contamination = Contamination(
-          (s.name, read_set(s, evaluated[s.name], on_error=config.on_error, skipped=skipped))
-          for s in mix.evaluation
-          if evaluated[s.name]
+          (s.name, read_set(s, found, on_error=config.on_error, skipped=skipped)) for s, found in tested.items()
         )
         taken = read_sets(config, mix, paths, skipped, contamination, progress)
         if not finished[0]:
           _write_corpus(config, corpus, sources, progress)
         store = PassageStore(root / "passages")
         writer = SplitWriter(config, mix, taken, store, wanted, skipped, contamination)
-        parts = {part: writer.write(part, path) for part, path in stores.items()}
-        _write_card(root, _card(config, mix, skipped, store, parts, absent, refused, contamination))
+        parts = {part: writer.write(part, path) for part, path in stores.items() if part != EVALUATION}
+        counts = {part: written["counts"] for part, written in parts.items()}
+        if tested:
+          counts[EVALUATION] = write_test(stores[EVALUATION], config, tested, wanted, skipped)
+        card = _card(config, mix, skipped, store, absent, refused, contamination)
+        card |= {"parts": {PARTS[part]: written["sets"] for part, written in parts.items()}, "counts": counts}
+        write_card(root, card)
   return _prepared(root, stores)
 
 
+#: Its counts in the card, beside those of the parts.
+EVALUATION = "evaluation"
 _CORPUS_OPTIONS = ("corpus_format", "max_passage_words", "max_passage_characters", "max_passage_tokens", "on_error")
 
 
@@ -170,7 +179,6 @@ def _card(
   mix: MixConfig,
   skipped: Skipped,
   store: PassageStore,
-  parts: dict[str, dict[str, Any]],
   absent: dict[str, str],
   refused: dict[str, str],
   contamination: Contamination,
@@ -181,8 +189,6 @@ def _card(
     "seed": config.seed,
     "dev_fraction": config.dev_fraction,
     "corpus": manifest["counts"],
-    "parts": {PARTS[part]: written["sets"] for part, written in parts.items()},
-    "counts": {part: written["counts"] for part, written in parts.items()},
     "licences": {name: entry.licence for name, entry in CATALOGUE.items()}
     | {s.name: "that of the corpus" for s in mix.generator if s.read_as == PASSAGES}
     | {COMPLETION: "that of the corpus"},
@@ -194,12 +200,6 @@ def _card(
     "skipped": dict(skipped.counts) | {f"corpus: {k}": n for k, n in manifest["skipped"].items()},
     "skipped_lines": skipped.lines(),
   }
-
-
-def _write_card(root: pathlib.Path, card: dict[str, Any]) -> None:
-  files.write_atomic(root / CARD, card_text(card))
-  files.write_atomic(root / PLOT, card_plot(card))
-  files.write_json(root / FIGURES, card)
 
 
 def _prepared(root: pathlib.Path, stores: dict[str, pathlib.Path]) -> PrepareMixResult:

@@ -28,6 +28,7 @@ from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.embed import embed_queries
 from radit_jax.retrieval.index import Index, SearchResult, load_index
 from radit_jax.sharding import make_mesh
+from radit_jax.verbs.data_card import complete_card
 from radit_jax.verbs.prepare import read_split
 
 
@@ -64,7 +65,7 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
   """Encodes the questions, searches, and stores what was found with its scores.
 
   A question that brings its context along, and plain text, is not searched for. Passages that a question was made of
-  are never among those found for it.
+  are never among those found for it. Of a mix's training examples, the data card is told what was found.
 
   Args:
     config: see :class:`radit_jax.config.RetrieveConfig`.
@@ -113,10 +114,14 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
   recall = {k: float(np.mean(rank < k)) if len(rank) else 0.0 for k in (1, 5, 10) if k <= config.k}
   mrr = float(np.mean(np.where(rank < config.k, 1 / (rank + 1), 0))) if len(rank) else 0.0
   ends = np.cumsum([0, *(count for _, count in manifest.get("searched", []))])
-  by_set = {
-    name: float(np.mean(rank[start : start + count] < config.k))
+  found = {
+    name: (int(np.sum(rank[start : start + count] < config.k)), count)
     for (name, count), start in zip(manifest.get("searched", []), ends, strict=False)
   }
+  with hosts.one_writes() as mine:
+    if mine and found:
+      complete_card(pathlib.Path(config.questions), config.k, found)
+  by_set = {name: hits / count for name, (hits, count) in found.items()}
   return RetrieveResult(config.out, manifest["count"], manifest["count"] - len(rank), recall, mrr, by_set)
 
 

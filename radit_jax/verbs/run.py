@@ -1,5 +1,6 @@
 """`radit run`: the verbs in the order of the recipe, on a user's files, and the table of what each tuning brought."""
 
+import collections
 import dataclasses
 import pathlib
 import resource
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from radit_jax import files, hosts
-from radit_jax.config import RunConfig
+from radit_jax.config import MixConfig, RunConfig
 from radit_jax.data.corpus import PassageStore
+from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import paired_bootstrap
 from radit_jax.evaluation.report import format_table, write_report_html
 from radit_jax.progress import Progress, silent
 from radit_jax.training.metrics import read_metrics
+from radit_jax.verbs.data_card import CARD
 from radit_jax.verbs.evaluate import EvaluateResult
 from radit_jax.verbs.workdir import Workdir
 
@@ -83,6 +86,7 @@ class RunResult:
 
 def run(
   config: RunConfig,
+  mix: MixConfig | None = None,
   *,
   judge: Callable[[dict[str, Any]], str | None] = lambda rows: None,
   title: str = "RA-DIT",
@@ -92,6 +96,8 @@ def run(
 
   Args:
     config: see :class:`radit_jax.config.RunConfig`.
+    mix: what its ``mix`` names. Generator and retriever are tuned on its splits, the table is about its evaluation
+      sets, all together and each.
     judge: looks at the rows and returns why the comparison is void, or None.
     title: heading of the report.
     progress: see :class:`radit_jax.progress.Progress`.
@@ -99,11 +105,15 @@ def run(
   Raises:
     UserError: whatever is wrong with the input, or options that differ from those of the run in ``workdir``.
   """
-  workdir = Workdir(config, progress)
+  if (config.mix is None) != (mix is None):
+    raise UserError(f"mix = {config.mix!r}: `run` takes the mix that its config names, and no other")
+  workdir = Workdir(config, progress, mix)
   workdir.make()
   root, stages = workdir.root, workdir.stages
 
   notes = [f"Teacher of the retriever: {config.teacher}. Passages mixed: {config.k}."]
+  if mix is not None:
+    notes.append(f"Mix {config.mix}: what it holds, and what was left out of it, stands in {root / CARD}.")
   tuned, query_encoder = config.generator, config.encoder
   plan = [
     ("closed_book", config.generator, "base", "closed_book"),
@@ -124,7 +134,7 @@ def run(
       tuned_retriever = workdir.train_retriever("lsr")
     query_encoder = tuned_retriever.query_encoder
     with stages("retrieve again"):
-      workdir.retrieve("test", "lsr", query_encoder)
+      workdir.retrieve_test("lsr", query_encoder)
     plan.append(("r_ft", config.generator, "lsr", "retrieval"))
     notes.append(f"Retriever tuning: {tuned_retriever.summary().rsplit(': ', 1)[0]}.")
   if config.tune == "both":
@@ -143,9 +153,9 @@ def run(
   if config.controls and config.tune != "generator":
     with stages("retriever controls"):
       for name in ["shuffled"] + (["contrastive"] if workdir.all_gold("train") and workdir.all_gold("dev") else []):
-        recall = workdir.retrieve("test", name, workdir.train_retriever(name).query_encoder)
+        recall = workdir.retrieve_test(name, workdir.train_retriever(name).query_encoder)
         figures = {f"recall@{k}": v for k, v in recall.items()}
-        rows[f"r_ft_{name}"] = NO_FIGURES | figures | {"n": workdir.counts["test"]}
+        rows[f"r_ft_{name}"] = NO_FIGURES | figures | {"n": workdir.num_test}
   with stages("evaluate"):
     for name, generator, retriever, mode in plan:
       results[name] = workdir.evaluate(name, generator, retriever, mode)
@@ -158,6 +168,7 @@ def run(
     "title": title,
     "rows": ordered,
     "comparisons": _comparisons(results, config.seed),
+    "sets": {} if mix is None else _by_set(results),
     "void": judge(ordered),
     "notes": notes,
     "seed": config.seed,
@@ -199,6 +210,18 @@ def _comparisons(results: dict[str, EvaluateResult], seed: int) -> list[dict[str
   return out
 
 
+def _by_set(results: dict[str, EvaluateResult]) -> dict[str, dict[str, Any]]:
+  """Exact match of every row on each evaluation set of a mix, whose name begins the ids of its questions."""
+  out: dict[str, dict[str, Any]] = {}
+  for name in LABELS:
+    found = collections.defaultdict(list)
+    for line in results[name].answers if name in results else ():
+      found[line["id"].split("/")[0]].append(line["exact_match"])
+    for of, matches in found.items():
+      out.setdefault(of, {"n": len(matches), "exact_match": {}})["exact_match"][name] = float(np.mean(matches))
+  return out
+
+
 def _curve(path: pathlib.Path) -> dict[str, list[float]]:
   lines = read_metrics(path)
   return {
@@ -218,14 +241,15 @@ def _examples(base: EvaluateResult, tuned: EvaluateResult, passages: PassageStor
   out = []
   for i in [*gained, *sorted(drawn)]:
     before, after = pairs[i]
-    passage = passages[after["passage_row"]]
+    row = after["passage_row"]  # none where a question brings its text along, or nothing was found
+    passage = None if row is None else passages[row]
     out.append(
       {
         "question": after["question"],
         "answers": after["answers"],
         "baseline_prediction": before["prediction"],
         "prediction": after["prediction"],
-        "passage": f"{passage.title}: {passage.text}" if passage.title else passage.text,
+        "passage": "" if passage is None else ": ".join(filter(None, (passage.title, passage.text))),
       }
     )
   return out

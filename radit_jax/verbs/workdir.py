@@ -13,7 +13,9 @@ from radit_jax.config import (
   EmbeddingOptions,
   EvaluateConfig,
   IndexConfig,
+  MixConfig,
   PrepareConfig,
+  PrepareMixConfig,
   RetrieveConfig,
   RunConfig,
   ScoreConfig,
@@ -31,7 +33,9 @@ from radit_jax.sharding import make_mesh
 from radit_jax.verbs import tuning
 from radit_jax.verbs.evaluate import EvaluateResult, evaluate
 from radit_jax.verbs.index import index
+from radit_jax.verbs.mix_splits import PARTS, TEST, TEST_DIRECTORY
 from radit_jax.verbs.prepare import prepare, read_split
+from radit_jax.verbs.prepare_mix import EVALUATION, prepare_mix
 from radit_jax.verbs.retrieve import retrieve
 from radit_jax.verbs.score import score
 from radit_jax.verbs.train_generator import TrainGeneratorResult, train_generator
@@ -83,8 +87,11 @@ def open_workdir(config: RunConfig) -> None:
 def _recipe(config: RunConfig) -> dict[str, Any]:
   wanted = runs.recipe(config, inputs={})
   # Where the files lie does not matter: each stage records the fingerprints of what it read.
-  for name in ("corpus", "questions", "generator", "encoder", "passage_encoder"):
+  for name in ("corpus", "questions", "generator", "encoder", "passage_encoder", "mix", "data", "allow_missing"):
     wanted["options"].pop(name)
+  if config.mix is None:
+    for name in ("licence", "decontaminate"):
+      wanted["options"].pop(name)
   return wanted
 
 
@@ -94,18 +101,19 @@ class Workdir:
   Args:
     config: of the run.
     progress: passed to each verb.
+    mix: what the config's ``mix`` names, which has a train and a dev split for each tuning; own questions share them.
 
   Attributes:
     root: the directory.
     stages: their seconds.
-    counts: questions of each split, known after :meth:`make`.
+    num_test: questions of the table, known after :meth:`make`.
   """
 
-  def __init__(self, config: RunConfig, progress: Progress):
-    self.config, self.progress = config, progress
+  def __init__(self, config: RunConfig, progress: Progress, mix: MixConfig | None = None):
+    self.config, self.progress, self.mix = config, progress, mix
     self.root = pathlib.Path(config.workdir)
     self.stages = Stages(self.root / "stages.json")
-    self.counts: dict[str, int] = {}
+    self.num_test = 0
 
   def make(self) -> None:
     """Makes and checks what the tunings read, and only then takes the directory: a refused call can be corrected.
@@ -119,19 +127,48 @@ class Workdir:
     if not (self.root / runs.RUN).exists():
       self._check_models(prompt)
     with self.stages("prepare"):
-      prepared = self._call(prepare, self._prepare_config())
-    if c.k > prepared.num_passages:
-      raise UserError(f"k = {c.k} passages per question, {c.corpus} makes {prepared.num_passages}; lower --k")
-    self.counts = prepared.num_questions
+      num_passages = self._prepare()
+    if c.k > num_passages:
+      raise UserError(f"k = {c.k} passages per question, {c.corpus} makes {num_passages}; lower --k")
     with self.stages("index"):
       self._call(index, self._index_config())
     with self.stages("retrieve"):
-      for split in ("train", "dev", "test"):
-        self.retrieve(split, "base", c.encoder)
+      for part, split in self._splits():
+        self._retrieve(part, split, "base", c.encoder)
         # Finds an answer that is too long now, named, and not after hours of training.
-        store = RetrievedStore(self._path("retrieved", "base", split))
+        store = RetrievedStore(self._retrieved(part, split))
         row_lengths(store, PassageStore(self._path("passages")), prompt, k=1, with_passages=False)
     open_workdir(c)
+
+  def _prepare(self) -> int:
+    """Makes passages and splits; returns how many passages there are."""
+    if self.mix is None:
+      prepared = self._call(prepare, self._prepare_config())
+      self.num_test = prepared.num_questions[TEST]
+      return prepared.num_passages
+    mix, c = self.mix, self.config
+    if c.tune != "generator" and not (mix.retriever or mix.completions):
+      raise UserError(f"mix {c.mix}: has nothing for the retriever; give --tune generator, or add sets or completions")
+    if not mix.evaluation:
+      raise UserError(f"mix {c.mix}: has no evaluation sets, and the table is about their questions; add one")
+
+    def verb(config: PrepareMixConfig, *, progress: Progress) -> Any:
+      return prepare_mix(config, mix, progress=progress)
+
+    mixed = self._call(verb, self._prepare_mix_config())
+    self.num_test = mixed.num_questions.get(EVALUATION, {}).get(TEST, 0)
+    if not self.num_test:
+      names = ", ".join(s.name for s in mix.evaluation)
+      raise UserError(
+        f"{c.data}: no question of the mix's evaluation sets ({names}) is there to make the table of; "
+        "`radit download NAME` brings one"
+      )
+    return mixed.num_passages
+
+  def _splits(self) -> list[tuple[str, str]]:
+    """Part of the mix ("" for own questions, which both tunings share, and for the table's) and split."""
+    parts = [""] if self.mix is None else [part for part in PARTS if self.config.tune in ("both", part)]
+    return [*((part, split) for part in parts for split in ("train", "dev")), ("", TEST)]
 
   def _check_models(self, prompt: Prompt) -> None:
     """What is damaged, too small, or cannot be adapted as asked is told now and not after hours of embedding."""
@@ -152,12 +189,16 @@ class Workdir:
         tuning.check_lora(encoder.body.config, c.retriever_tuning.lora)
 
   def all_gold(self, split: str) -> bool:
-    """Whether every question of a split names its gold passage."""
-    return all(q["gold_rows"] for q in read_split(self._path("split", f"{split}.jsonl")))
+    """Whether every question of a split names its gold passage; of a mix no example does."""
+    return self.mix is None and all(q["gold_rows"] for q in read_split(self._questions("", split)))
 
-  def retrieve(self, split: str, name: str, encoder: str) -> dict[int, float]:
-    """Retrieves one split with one query encoder; returns recall by k."""
-    return self._call(retrieve, self._retrieve_config(split, name, encoder), derived=name != "base").recall
+  def retrieve_test(self, name: str, encoder: str) -> dict[int, float]:
+    """Retrieves the test questions with one query encoder; returns recall by k."""
+    return self._retrieve("", TEST, name, encoder)
+
+  def _retrieve(self, part: str, split: str, name: str, encoder: str) -> dict[int, float]:
+    config = self._retrieve_config(part, split, name, encoder)
+    return self._call(retrieve, config, derived=name != "base").recall
 
   def train_generator(self, method: str) -> TrainGeneratorResult:
     """Tunes by RALT ("ralt"), or by plain instruction tuning ("it") for as many steps."""
@@ -179,6 +220,15 @@ class Workdir:
   def _path(self, *parts: str) -> str:
     return str(self.root.joinpath(*parts))
 
+  def _questions(self, part: str, split: str) -> str:
+    return self._path(part or TEST_DIRECTORY, f"{split}.jsonl")
+
+  def _retrieved(self, part: str, split: str, name: str = "base") -> str:
+    return self._path("retrieved", name, *([part] if part else []), split)
+
+  def _part(self, name: str) -> str:
+    return name if self.mix is not None else ""
+
   def _call(self, verb: Callable[..., T], config: Any, *, derived: bool = False) -> T:
     """Calls a verb. What an earlier state of a model tuned here went into is derived: it is removed and made anew."""
     try:
@@ -197,7 +247,7 @@ class Workdir:
     return PrepareConfig(
       workdir=c.workdir,
       corpus=c.corpus,
-      questions=c.questions,
+      questions=str(c.questions),
       corpus_format=c.corpus_format,
       questions_format=c.questions_format,
       max_passage_words=c.max_passage_words,
@@ -209,6 +259,31 @@ class Workdir:
       split_by=c.split_by,
       dev_fraction=c.dev_fraction,
       test_fraction=c.test_fraction,
+      seed=c.seed,
+      on_error=c.on_error,
+    )
+
+  def _prepare_mix_config(self) -> PrepareMixConfig:
+    c = self.config
+    assert c.mix is not None
+    return PrepareMixConfig(
+      workdir=c.workdir,
+      mix=c.mix,
+      data=c.data,
+      corpus=c.corpus,
+      corpus_format=c.corpus_format,
+      max_passage_words=c.max_passage_words,
+      max_passage_characters=c.max_passage_characters,
+      max_passage_tokens=c.max_passage_tokens,
+      passage_encoder=(c.passage_encoder or c.encoder) if c.max_passage_tokens else None,
+      embedding=c.embedding if c.max_passage_tokens else EmbeddingOptions(),
+      processes=c.processes,
+      tokenizer=c.generator,
+      max_answer_tokens=c.prompt.max_answer_tokens,
+      allow_missing=c.allow_missing,
+      licence=c.licence,
+      decontaminate=c.decontaminate,
+      dev_fraction=c.dev_fraction,
       seed=c.seed,
       on_error=c.on_error,
     )
@@ -226,17 +301,17 @@ class Workdir:
       mesh=c.mesh,
     )
 
-  def _retrieve_config(self, split: str, name: str, encoder: str) -> RetrieveConfig:
+  def _retrieve_config(self, part: str, split: str, name: str, encoder: str) -> RetrieveConfig:
     c = self.config
     return RetrieveConfig(
-      questions=self._path("split", f"{split}.jsonl"),
+      questions=self._questions(part, split),
       passages=self._path("passages"),
       index=self._path("index"),
       encoder=encoder,
       passage_encoder=c.passage_encoder,
-      out=self._path("retrieved", name, split),
+      out=self._retrieved(part, split, name),
       k=c.k,
-      limit={"train": c.train_questions, "dev": c.dev_questions, "test": None}[split],
+      limit={"train": c.train_questions, "dev": c.dev_questions, TEST: None}[split],
       batch_size=c.encode_batch_size,
       seed=c.seed,
       embedding=c.embedding,
@@ -248,8 +323,8 @@ class Workdir:
     return TrainGeneratorConfig(
       workdir=self._path("train_generator" if method == "ralt" else f"train_generator_{method}"),
       generator=c.generator,
-      retrieved=self._path("retrieved", "base", "train"),
-      dev_retrieved=self._path("retrieved", "base", "dev"),
+      retrieved=self._retrieved(self._part("generator"), "train"),
+      dev_retrieved=self._retrieved(self._part("generator"), "dev"),
       passages=self._path("passages"),
       method=method,  # type: ignore[arg-type]
       k=c.k_train,
@@ -267,7 +342,7 @@ class Workdir:
     c = self.config
     return ScoreConfig(
       generator=teacher,
-      retrieved=self._path("retrieved", "base", split),
+      retrieved=self._retrieved(self._part("retriever"), split),
       passages=self._path("passages"),
       out=self._path("scores", split),
       k=c.k,
@@ -283,8 +358,8 @@ class Workdir:
     return TrainRetrieverConfig(
       workdir=self._path("train_retriever" if name == "lsr" else f"train_retriever_{name}"),
       encoder=c.encoder,
-      retrieved=self._path("retrieved", "base", "train"),
-      dev_retrieved=self._path("retrieved", "base", "dev"),
+      retrieved=self._retrieved(self._part("retriever"), "train"),
+      dev_retrieved=self._retrieved(self._part("retriever"), "dev"),
       index=self._path("index"),
       passage_encoder=c.passage_encoder,
       scores=self._path("scores", "train"),
@@ -306,7 +381,7 @@ class Workdir:
     c = self.config
     return EvaluateConfig(
       generator=generator,
-      retrieved=self._path("retrieved", retriever, "test"),
+      retrieved=self._retrieved("", TEST, retriever),
       passages=self._path("passages"),
       out=self._path("evaluation", f"{name}.json"),
       mode=mode,  # type: ignore[arg-type]
