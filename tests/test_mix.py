@@ -360,7 +360,8 @@ def test_a_whole_run_on_a_mix(parts, evaluated, tmp_path):
   """Each tuning has its own part of the mix; the table is about the evaluation sets, all and each."""
   mix = dataclasses.replace(MIX, evaluation=QUIZ)
   config = run_config(parts, tmp_path / "run", evaluated)
-  report = run(config, mix).report
+  result = run(config, mix)
+  report = result.report
   assert [n for n, row in report["rows"].items() if row["exact_match"] is not None] == [
     *("closed_book", "base", "lm_ft", "r_ft", "ra_dit"),
   ]
@@ -370,7 +371,7 @@ def test_a_whole_run_on_a_mix(parts, evaluated, tmp_path):
     if figures["exact_match"] is not None:
       each = [of["exact_match"][name] * of["n"] for of in report["sets"].values()]
       assert sum(each) == pytest.approx(9 * figures["exact_match"])
-  assert "exact match on each set:" in run(config, mix).summary()
+  assert "exact match on each set:" in result.summary()
   assert "<h2>Exact match on each set" in (tmp_path / "run" / "report.html").read_text()
   card = files.read_json(tmp_path / "run" / "data_card.json")
   assert card["skipped"]["quiz: an answer of more than 40 tokens"] == 1
@@ -395,6 +396,10 @@ def test_a_whole_run_on_a_mix(parts, evaluated, tmp_path):
   [
     ({"evaluation": ()}, "has no evaluation sets"),
     ({"evaluation": QUIZ[2:]}, r"no question of the mix's evaluation sets \(nq_open\) is there"),
+    (
+      {"evaluation": QUIZ, "completion_tokens": 41},
+      "completions have 41 tokens to answer, prompt.max_answer_tokens is 40",
+    ),
     ({"evaluation": QUIZ, "retriever": (), "completions": 0}, "nothing for the retriever; give --tune generator"),
   ],
 )

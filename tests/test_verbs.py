@@ -667,6 +667,27 @@ def test_what_run_refuses_can_be_corrected_in_the_same_directory(parts, tmp_path
   assert run(cfg).report["rows"]["lm_ft"]["n"]
 
 
+@pytest.mark.parametrize("on_error", ["strict", "skip"])
+def test_an_answer_the_generator_has_no_room_for(parts, tmp_path, on_error):
+  lines = [{**q, "answers": ["so it was " * 40]} if q["id"] == "q7" else q for q in questions()]
+  asked = write_lines(tmp_path / "questions.jsonl", lines)
+  from radit_jax.data.prompts import Prompt
+
+  prompt = Prompt(load_tokenizer(parts["generator"]), PROMPT)
+  config = c.PrepareConfig(
+    workdir=str(tmp_path / "run"), corpus=parts["corpus"], questions=asked, on_error=on_error, split_by="auto"
+  )
+  if on_error == "strict":
+    with pytest.raises(UserError, match=r"questions.jsonl:8: answer 'so it .* --on-error skip"):
+      prepare(config, prompt=prompt)
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+  else:
+    made = prepare(config, prompt=prompt)
+    assert sum(made.num_questions.values()) == 39
+    assert f"1 left out: an answer of more than {PROMPT.max_answer_tokens} tokens" in made.summary()
+    assert "questions.jsonl:8: answer 'so it" in made.summary()
+
+
 def steps_of(workdir):
   lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
   return [x["step"] for x in lines if "loss" in x]

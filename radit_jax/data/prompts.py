@@ -258,6 +258,14 @@ class Prompt:
         f"set --prompt.max-tokens {max_positions} or less"
       )
 
+  def check_answer(self, answer: str) -> None:
+    """Refuses an answer that is too long, whatever question, passage and markers stand before it.
+
+    Raises:
+      UserError: more tokens than ``max_answer_tokens``.
+    """
+    self.measure([("?", None, answer, None), ("?", Passage("", "", "."), answer, None)])
+
   def render(
     self, question: str, passage: Passage | None, answer: str | None, *, marker_seed: tuple[Any, ...] | None = None
   ) -> Rendered:

@@ -46,6 +46,7 @@ def read_examples(
   split: str | None = None,
   on_error: OnError = "strict",
   skipped: Skipped | None = None,
+  check: Callable[[Example], None] = lambda example: None,
 ) -> Iterator[Example]:
   """Reads questions with answers from the files in which a data set is distributed (`docs/data.md` has the table).
 
@@ -64,6 +65,7 @@ def read_examples(
     split: for formats that hold several splits in one place.
     on_error: "strict" stops at the first bad record; "skip" leaves bad ones out.
     skipped: counts what was left out, by reason; also records that by their format make no example.
+    check: raises :class:`radit_jax.data.policy.BadRecord` for an example that is no good for another reason.
 
   Yields:
     Examples, in the order of the file; one whose set has no ids is named by its place.
@@ -86,7 +88,9 @@ def read_examples(
   def named(placed: tuple[str, Any]) -> Example:
     place, parts = placed
     made = make(*parts)
-    return made if made.id else dataclasses.replace(made, id=place.removeprefix(f"{root.parent}/"))
+    made = made if made.id else dataclasses.replace(made, id=place.removeprefix(f"{root.parent}/"))
+    check(made)
+    return made
 
   with_place = ((place, r if isinstance(r, BadRecord) else (place, r)) for place, r in located)
   yield from _checked(path, with_place, named, "questions", on_error, skipped)

@@ -16,6 +16,7 @@ from radit_jax.data.corpus import PassageStore
 from radit_jax.data.mix import Taken, chance, read_set, shares, take
 from radit_jax.data.mixture import Mixture
 from radit_jax.data.policy import Skipped, Unused
+from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import Example, Passage
 from radit_jax.data.templates import instruct
 from radit_jax.errors import UserError
@@ -31,6 +32,8 @@ TEST, TEST_DIRECTORY = "test", "split"
 Row = dict[str, Any]
 #: Gives the rows of a set, and whether each is held out.
 Rows = Callable[[], Iterator[tuple[Row, bool]]]
+#: Tells of an answer the limit that it is above, or 0.
+TooLong = Callable[[str], int]
 
 
 #: Name of a set -> part of the mix -> what is taken of it.
@@ -44,6 +47,7 @@ def read_sets(
   skipped: Skipped,
   contamination: Contamination,
   progress: Progress,
+  too_long: TooLong,
 ) -> Sets:
   """Reads every set once.
 
@@ -54,17 +58,17 @@ def read_sets(
     skipped: counts what is left out.
     contamination: counts evaluation questions that are trained on.
     progress: told of the sets.
+    too_long: from :func:`limit_of_answers`.
 
   Raises:
     UserError: a bad record under "strict".
   """
-  too_long = _too_long(config)
 
   def fits(source: SetConfig, example: Example) -> bool:
     if not example.answers:
       raise UserError(f"set {source.name}: example {example.id!r} has no answer, which training needs")
-    if too_long(example):
-      skipped.add(example.id, Unused(f"{source.name}: an answer of more than {config.max_answer_tokens} tokens"))
+    if limit := too_long(example.answers[0]):
+      skipped.add(example.id, Unused(f"{source.name}: an answer of more than {limit} tokens"))
       return False
     if config.decontaminate != "report" and contamination.example(example):
       skipped.add(example.id, Unused(f"{source.name}: an evaluation question"))
@@ -88,13 +92,24 @@ def read_sets(
   return taken
 
 
-def _too_long(config: PrepareMixConfig) -> Callable[[Example], bool]:
-  """Whether the answer that is trained on has more tokens than are asked for."""
-  limit = config.max_answer_tokens
+def limit_of_answers(config: PrepareMixConfig, prompt: Prompt | None) -> TooLong:
+  """Gives the limit that an answer is above, 0 where it is not: a prompt's, else that of the options, if any."""
+  limit = prompt.config.max_answer_tokens if prompt else config.max_answer_tokens
   if limit is None:
-    return lambda example: False
-  tokenizer = load_tokenizer(str(config.tokenizer))
-  return lambda example: len(tokenizer(example.answers[0], add_special_tokens=False)["input_ids"]) > limit
+    return lambda answer: 0
+  tokenizer = None if prompt else load_tokenizer(str(config.tokenizer))
+
+  def too_long(answer: str) -> int:
+    if tokenizer is not None:
+      return limit if len(tokenizer(answer, add_special_tokens=False)["input_ids"]) > limit else 0
+    assert prompt is not None
+    try:
+      prompt.check_answer(answer)
+    except UserError:
+      return limit
+    return 0
+
+  return too_long
 
 
 def write_test(
@@ -103,6 +118,7 @@ def write_test(
   sets: Mapping[SetConfig, tuple[pathlib.Path, ...]],
   recipe: dict[str, Any],
   skipped: Skipped,
+  too_long: TooLong,
 ) -> dict[str, int]:
   """Writes the questions of evaluation sets, to be answered and never trained on; returns how many there are.
 
@@ -113,16 +129,17 @@ def write_test(
     recipe: of the split.
     skipped: counts questions without an answer, and those whose answer has more tokens than asked for. What is wrong
       with a file was counted when it was read for what training shares with it.
+    too_long: from :func:`limit_of_answers`.
   """
-  too_long, count = _too_long(config), 0
+  count = 0
   with files.atomic_directory(path) as out:
     with open(out / f"{TEST}.jsonl", "w", encoding="utf-8") as file:
       for source, paths in sets.items():
         for example in read_set(source, paths, on_error=config.on_error, skipped=Skipped()):
           if not example.answers:
             skipped.add(example.id, Unused(f"{source.name}: a question without an answer"))
-          elif too_long(example):
-            skipped.add(example.id, Unused(f"{source.name}: an answer of more than {config.max_answer_tokens} tokens"))
+          elif limit := too_long(example.answers[0]):
+            skipped.add(example.id, Unused(f"{source.name}: an answer of more than {limit} tokens"))
           else:
             row = _row(example, own_context=True)
             file.write(json.dumps({**row, "set": source.name}, ensure_ascii=False) + "\n")
@@ -159,6 +176,7 @@ class SplitWriter:
     recipe: of the splits.
     skipped: counts what is left out.
     contamination: counts passages that hold evaluation answers.
+    too_long: from :func:`limit_of_answers`; completions may be, since a text has other tokens in a prompt than alone.
   """
 
   def __init__(
@@ -170,9 +188,11 @@ class SplitWriter:
     recipe: dict[str, Any],
     skipped: Skipped,
     contamination: Contamination,
+    too_long: TooLong,
   ):
     self._config, self._mix, self._taken = config, mix, taken
     self._store, self._recipe, self._skipped, self._contamination = store, recipe, skipped, contamination
+    self._too_long = too_long
 
   def write(self, part: str, path: pathlib.Path) -> dict[str, Any]:
     """Writes the split of a part; returns what the data card says of it.
@@ -258,6 +278,9 @@ class SplitWriter:
       made = complete(passage.text, spans(passage.text), mix.completion_tokens)
       if made is None:
         self._skipped.add(passage.id, Unused("a passage too short to be completed"))
+        continue
+      if limit := self._too_long(made[1]):
+        self._skipped.add(passage.id, Unused(f"{COMPLETION}: an answer of more than {limit} tokens"))
         continue
       row, held_out = self._piece(f"{COMPLETION}/{passage.id}", passage, *made, COMPLETION)
       yield row | {"exclude_rows": [number]}, held_out

@@ -17,7 +17,8 @@ from radit_jax.data.corpus.chunks import TokenCount
 from radit_jax.data.corpus.formats import files_of
 from radit_jax.data.corpus.scan import Wanted
 from radit_jax.data.corpus.serialized import digest
-from radit_jax.data.policy import Skipped
+from radit_jax.data.policy import BadRecord, Skipped
+from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import Example, read_examples
 from radit_jax.data.templates import instruct
 from radit_jax.errors import UserError
@@ -71,13 +72,14 @@ class PrepareResult:
     return "\n".join(lines)
 
 
-def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareResult:
+def prepare(config: PrepareConfig, *, prompt: Prompt | None = None, progress: Progress = silent) -> PrepareResult:
   """Reads both files, splits documents into passages, and splits the questions by group.
 
   The corpus is read a block at a time, by several processes. A call that was killed is continued by the same one.
 
   Args:
     config: see :class:`radit_jax.config.PrepareConfig`.
+    prompt: of the generator: a question whose answer it has no room for is a bad record.
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
@@ -89,12 +91,14 @@ def prepare(config: PrepareConfig, *, progress: Progress = silent) -> PrepareRes
   inputs = {"corpus": fingerprint_sources(sources), "questions": fingerprint_path(config.questions)}
   if config.passage_encoder is not None:
     inputs["passage_encoder"] = fingerprint(config.passage_encoder, config.embedding)
+  if prompt is not None and config.on_error == "skip":  # else it refuses, and changes nothing of what is made
+    inputs["prompt"] = prompt.hash
   wanted = runs.recipe(config, inputs=inputs)
   if runs.finished(passages, "passages", wanted) and runs.finished(split, "split", wanted):
     return _prepared(root)
   with hosts.one_writes() as mine:
     if mine:
-      _prepare(config, wanted, sources, progress)
+      _prepare(config, wanted, sources, prompt, progress)
   return _prepared(root)
 
 
@@ -103,11 +107,28 @@ def _prepared(root: pathlib.Path) -> PrepareResult:
   return PrepareResult(str(root / "passages"), str(root / "split"), **counts)
 
 
-def _prepare(config: PrepareConfig, wanted: dict[str, Any], sources: list[dict[str, Any]], progress: Progress) -> None:
+def _prepare(
+  config: PrepareConfig,
+  wanted: dict[str, Any],
+  sources: list[dict[str, Any]],
+  prompt: Prompt | None,
+  progress: Progress,
+) -> None:
   passages, split = pathlib.Path(config.workdir) / "passages", pathlib.Path(config.workdir) / "split"
   skipped = Skipped()
+
+  def check(example: Example) -> None:
+    if prompt is None or not example.answers:
+      return
+    try:
+      prompt.check_answer(example.answers[0])
+    except UserError as e:
+      raise BadRecord(str(e), reason=f"an answer of more than {prompt.config.max_answer_tokens} tokens") from None
+
   examples = list(
-    read_examples(config.questions, format=config.questions_format, on_error=config.on_error, skipped=skipped)
+    read_examples(
+      config.questions, format=config.questions_format, on_error=config.on_error, skipped=skipped, check=check
+    )
   )
   build = Build(
     passages,

@@ -14,11 +14,20 @@ from radit_jax.data.corpus import PassageStore
 from radit_jax.data.corpus.build import Build
 from radit_jax.data.mix import locate, missing, read_set
 from radit_jax.data.policy import Skipped
+from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint
 from radit_jax.progress import Progress, silent
 from radit_jax.verbs.data_card import CARD, FIGURES, write_card
-from radit_jax.verbs.mix_splits import COMPLETION, PARTS, TEST_DIRECTORY, SplitWriter, read_sets, write_test
+from radit_jax.verbs.mix_splits import (
+  COMPLETION,
+  PARTS,
+  TEST_DIRECTORY,
+  SplitWriter,
+  limit_of_answers,
+  read_sets,
+  write_test,
+)
 from radit_jax.verbs.prepare import corpus_sources, fingerprint_path, fingerprint_sources, limit_of
 
 
@@ -51,12 +60,16 @@ class PrepareMixResult:
     return "\n".join([*out, *self.lines, f"data card: {self.card}"])
 
 
-def prepare_mix(config: PrepareMixConfig, mix: MixConfig, *, progress: Progress = silent) -> PrepareMixResult:
+def prepare_mix(
+  config: PrepareMixConfig, mix: MixConfig, *, prompt: Prompt | None = None, progress: Progress = silent
+) -> PrepareMixResult:
   """Reads the corpus and the sets, splits both by documents, and writes what the tunings draw from.
 
   Args:
     config: see :class:`radit_jax.config.PrepareMixConfig`.
     mix: what its ``mix`` names.
+    prompt: of the generator: answers that it has no room for are left out and counted. In its place the config's
+      ``max_answer_tokens`` counts the tokens of an answer alone.
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
@@ -85,6 +98,8 @@ def prepare_mix(config: PrepareMixConfig, mix: MixConfig, *, progress: Progress 
   }
   if config.tokenizer is not None:
     inputs["tokenizer"] = fingerprint(config.tokenizer)
+  if prompt is not None:
+    inputs["prompt"] = prompt.hash
   wanted = runs.recipe(config, inputs=inputs)
   for name in ("data", "mix", "allow_missing"):  # what they come to stands in the inputs and below
     wanted["options"].pop(name, None)
@@ -105,15 +120,16 @@ def prepare_mix(config: PrepareMixConfig, mix: MixConfig, *, progress: Progress 
         contamination = Contamination(
           (s.name, read_set(s, found, on_error=config.on_error, skipped=skipped)) for s, found in tested.items()
         )
-        taken = read_sets(config, mix, paths, skipped, contamination, progress)
+        too_long = limit_of_answers(config, prompt)
+        taken = read_sets(config, mix, paths, skipped, contamination, progress, too_long)
         if not finished[0]:
           _write_corpus(config, corpus, sources, progress)
         store = PassageStore(root / "passages")
-        writer = SplitWriter(config, mix, taken, store, wanted, skipped, contamination)
+        writer = SplitWriter(config, mix, taken, store, wanted, skipped, contamination, too_long)
         parts = {part: writer.write(part, path) for part, path in stores.items() if part != EVALUATION}
         counts = {part: written["counts"] for part, written in parts.items()}
         if tested:
-          counts[EVALUATION] = write_test(stores[EVALUATION], config, tested, wanted, skipped)
+          counts[EVALUATION] = write_test(stores[EVALUATION], config, tested, wanted, skipped, too_long)
         card = _card(config, mix, skipped, store, absent, refused, contamination)
         card |= {"parts": {PARTS[part]: written["sets"] for part, written in parts.items()}, "counts": counts}
         write_card(root, card)

@@ -113,7 +113,7 @@ def run(
 
   notes = [f"Teacher of the retriever: {config.teacher}. Passages mixed: {config.k}."]
   if mix is not None:
-    notes.append(f"Mix {config.mix}: what it holds, and what was left out of it, stands in {root / CARD}.")
+    notes.append(f"Mix {config.mix}: what it holds, and what was left out of it, stands in {CARD}.")
   tuned, query_encoder = config.generator, config.encoder
   plan = [
     ("closed_book", config.generator, "base", "closed_book"),

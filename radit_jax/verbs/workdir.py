@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import shutil
 import time
@@ -127,7 +128,7 @@ class Workdir:
     if not (self.root / runs.RUN).exists():
       self._check_models(prompt)
     with self.stages("prepare"):
-      num_passages = self._prepare()
+      num_passages = self._prepare(prompt)
     if c.k > num_passages:
       raise UserError(f"k = {c.k} passages per question, {c.corpus} makes {num_passages}; lower --k")
     with self.stages("index"):
@@ -140,10 +141,10 @@ class Workdir:
         row_lengths(store, PassageStore(self._path("passages")), prompt, k=1, with_passages=False)
     open_workdir(c)
 
-  def _prepare(self) -> int:
+  def _prepare(self, prompt: Prompt) -> int:
     """Makes passages and splits; returns how many passages there are."""
     if self.mix is None:
-      prepared = self._call(prepare, self._prepare_config())
+      prepared = self._call(functools.partial(prepare, prompt=prompt), self._prepare_config())
       self.num_test = prepared.num_questions[TEST]
       return prepared.num_passages
     mix, c = self.mix, self.config
@@ -151,11 +152,12 @@ class Workdir:
       raise UserError(f"mix {c.mix}: has nothing for the retriever; give --tune generator, or add sets or completions")
     if not mix.evaluation:
       raise UserError(f"mix {c.mix}: has no evaluation sets, and the table is about their questions; add one")
-
-    def verb(config: PrepareMixConfig, *, progress: Progress) -> Any:
-      return prepare_mix(config, mix, progress=progress)
-
-    mixed = self._call(verb, self._prepare_mix_config())
+    if mix.completions and mix.completion_tokens > (room := c.prompt.max_answer_tokens):
+      raise UserError(
+        f"mix {c.mix}: completions have {mix.completion_tokens} tokens to answer, prompt.max_answer_tokens is {room}; "
+        "raise it, or lower the mix's completion_tokens"
+      )
+    mixed = self._call(functools.partial(prepare_mix, mix=mix, prompt=prompt), self._prepare_mix_config())
     self.num_test = mixed.num_questions.get(EVALUATION, {}).get(TEST, 0)
     if not self.num_test:
       names = ", ".join(s.name for s in mix.evaluation)
@@ -279,7 +281,6 @@ class Workdir:
       embedding=c.embedding if c.max_passage_tokens else EmbeddingOptions(),
       processes=c.processes,
       tokenizer=c.generator,
-      max_answer_tokens=c.prompt.max_answer_tokens,
       allow_missing=c.allow_missing,
       licence=c.licence,
       decontaminate=c.decontaminate,
