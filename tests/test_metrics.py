@@ -40,7 +40,10 @@ def test_normalisation_is_idempotent(text):
     ("Kelwick", ["Orsa", "Kelwick"], 1, 1),
     ("Orsa", ["Kelwick"], 0, 0),
     ("", ["Kelwick"], 0, 0),
-    ("the", ["a"], 1, 1),  # nothing is left on either side
+    ("the", ["a"], 0, 0),  # an answer that is an article is one, such as the letter of a choice
+    ("", ["A", "Arlen"], 0, 0),
+    ("A.", ["A", "Arlen"], 1, 1),
+    ("", ["?!"], 1, 1),  # nothing is left on either side
     ("old Kelwick town", ["Kelwick"], 0, 0.5),  # 2 * 1 / (3 + 1)
     ("new new york", ["new york city"], 0, 2 / 3),  # one "new" and "york" are common: 2 * 2 / (3 + 3)
     ("x y", ["x z", "y x"], 0, 1),  # best answer counts; order does not

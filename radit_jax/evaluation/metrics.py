@@ -36,8 +36,18 @@ def normalize_answer(text: str) -> str:
   return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
+def _compared(prediction: str, answer: str) -> tuple[str, str]:
+  """Both normalised. Articles stay where the answer is nothing else: "A" of four choices is no empty answer."""
+  if wanted := normalize_answer(answer):
+    return normalize_answer(prediction), wanted
+  given, wanted = (" ".join(text.lower().translate(_PUNCTUATION).split()) for text in (prediction, answer))
+  return given, wanted
+
+
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
   """1.0 if the prediction equals one of the answers after normalisation, else 0.0.
+
+  Articles count where an answer is nothing else, such as the letter of a choice.
 
   Args:
     prediction: the model's answer.
@@ -51,7 +61,8 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     1.0
   """
   _need_answers(answers)
-  return float(any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers))
+  compared = (_compared(prediction, answer) for answer in answers)
+  return float(any(given == wanted for given, wanted in compared))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
@@ -74,7 +85,8 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     0.5
   """
   _need_answers(answers)
-  return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers)
+  compared = (_compared(prediction, answer) for answer in answers)
+  return max(_f1(given.split(), wanted.split()) for given, wanted in compared)
 
 
 def _f1(prediction: list[str], answer: list[str]) -> float:
