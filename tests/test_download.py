@@ -603,6 +603,14 @@ def test_the_paper_needs_its_sets(capsys, tmp_path):
   assert "0 of 22 sets" in printed
   assert "newsqa: " in printed
   assert "taken down" in printed
+  (tmp_path / "own.py").write_text(
+    "from radit_jax.config import MixConfig, SetConfig\n"
+    "mix = MixConfig((SetConfig('gsm8k', ('gsm8k/train.jsonl',)), SetConfig('mine', ('mine/*',), format='jsonl')))\n"
+  )
+  assert cli.main(["download", "--mix", str(tmp_path / "own.py"), "--list", "--data", str(tmp_path)]) == 0
+  printed = capsys.readouterr().out
+  assert "0 of 1 sets" in printed
+  assert "mine: a set of the mix that is not known here, to be brought by yourself" in printed
   assert cli.main(["download", "--data", str(tmp_path)]) == 2
   assert cli.main(["download", "gsm8q"]) == 2
   assert "the nearest is 'gsm8k'" in capsys.readouterr().err

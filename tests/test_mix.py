@@ -360,7 +360,7 @@ def test_a_whole_run_on_a_mix(parts, evaluated, tmp_path):
   """Each tuning has its own part of the mix; the table is about the evaluation sets, all and each."""
   mix = dataclasses.replace(MIX, evaluation=QUIZ)
   config = run_config(parts, tmp_path / "run", evaluated)
-  result = run(config, mix)
+  result = run(config, mix=mix)
   report = result.report
   assert [n for n, row in report["rows"].items() if row["exact_match"] is not None] == [
     *("closed_book", "base", "lm_ft", "r_ft", "ra_dit"),
@@ -386,9 +386,9 @@ def test_a_whole_run_on_a_mix(parts, evaluated, tmp_path):
   texts = [e for e in RetrievedStore(tmp_path / "run" / "retrieved" / "lsr" / "test") if e.context]
   assert [e.context for e in texts] == [f"{t} is old." for t in TOWNS[:3]]
   with pytest.raises(UserError, match=r"mix.cap = 30, this call has 20"):
-    run(config, dataclasses.replace(mix, cap=20))
+    run(config, mix=dataclasses.replace(mix, cap=20))
   with pytest.raises(UserError, match=r"run.json: made with decontaminate = 'report', this call has 'all'"):
-    run(dataclasses.replace(config, decontaminate="all"), mix)
+    run(dataclasses.replace(config, decontaminate="all"), mix=mix)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_a_whole_run_on_a_mix(parts, evaluated, tmp_path):
 def test_a_run_that_a_mix_cannot_give(parts, evaluated, tmp_path, changes, message):
   mix = dataclasses.replace(MIX, **changes)
   with pytest.raises(UserError, match=message):
-    run(run_config(parts, tmp_path / "run", evaluated), mix)
+    run(run_config(parts, tmp_path / "run", evaluated), mix=mix)
   assert not (tmp_path / "run" / "run.json").exists()
   with pytest.raises(UserError, match="takes the mix that its config names"):
     run(run_config(parts, tmp_path / "run", evaluated))

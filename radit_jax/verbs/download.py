@@ -41,7 +41,7 @@ class DownloadResult:
     return "\n".join(self.lines)
 
 
-def download(config: DownloadConfig, mix: MixConfig | None = None, *, progress: Progress = silent) -> DownloadResult:
+def download(config: DownloadConfig, *, mix: MixConfig | None = None, progress: Progress = silent) -> DownloadResult:
   """Downloads sets into folders of their names, or lists them.
 
   A file that is there already is compared with its digest. A set that cannot be had does not keep the others from

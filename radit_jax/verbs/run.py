@@ -86,8 +86,8 @@ class RunResult:
 
 def run(
   config: RunConfig,
-  mix: MixConfig | None = None,
   *,
+  mix: MixConfig | None = None,
   judge: Callable[[dict[str, Any]], str | None] = lambda rows: None,
   title: str = "RA-DIT",
   progress: Progress = silent,
