@@ -27,7 +27,8 @@ from radit_jax.data.sources import Example, Passage
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import has_answer
 from radit_jax.models.pretrained import load_tokenizer
-from radit_jax.retrieval.index import build_index, load_index
+from radit_jax.retrieval.build import build_index
+from radit_jax.retrieval.index import load_index
 from radit_jax.sharding import RowShare
 from radit_jax.verbs.evaluate import make_query
 from radit_jax.verbs.index import index
