@@ -28,6 +28,17 @@ def quiet_libraries() -> None:
     os.environ.setdefault(name, value)
   for name in ("absl", "orbax", "tensorflow_datasets", "grain"):
     logging.getLogger(name).setLevel(logging.ERROR)
+  own = logging.getLogger("radit_jax")
+  if not any(isinstance(handler, _OneLine) for handler in own.handlers):
+    own.addHandler(_OneLine())
+    own.propagate = False  # absl, once imported, would tell it again
+
+
+class _OneLine(logging.Handler):
+  """Warnings as the command line tells its errors."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    print("radit: warning: " + " ".join(record.getMessage().split()), file=sys.stderr)
 
 
 def _has_tpu() -> bool:

@@ -125,8 +125,10 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes | memoryview, *
     os.replace(name, final)
     if durable:
       sync_directory(final.parent)
-  except BaseException:
+  except BaseException as e:
     pathlib.Path(name).unlink(missing_ok=True)
+    if isinstance(e, OSError) and e.errno and e.filename is None:  # as when the disk is full
+      e.filename = str(final)
     raise
 
 
@@ -215,10 +217,21 @@ def write_manifest(
     known: SHA-256 by name, of files that need not be read for it.
     durable: see :func:`write_atomic`.
   """
+  write_json(pathlib.Path(path) / MANIFEST, described(path, kind, fields, known=known), durable=durable)
+
+
+def described(
+  path: str | os.PathLike[str],
+  kind: str,
+  fields: dict[str, Any],
+  *,
+  known: Mapping[str, str] = types.MappingProxyType({}),
+) -> dict[str, Any]:
+  """What :func:`write_manifest` writes."""
   root = pathlib.Path(path)
   names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.name != MANIFEST)
   files = {n: {"bytes": (root / n).stat().st_size, "sha256": known.get(n) or sha256_file(root / n)} for n in names}
-  write_json(root / MANIFEST, {"kind": kind, **fields, "files": files}, durable=durable)
+  return {"kind": kind, **fields, "files": files}
 
 
 def read_manifest(path: str | os.PathLike[str], kind: str, *, verify: str = "sizes") -> dict[str, Any]:

@@ -1,12 +1,22 @@
-"""Orbax checkpoints of a train state: the newest to continue from, the best to export."""
+"""Orbax checkpoints of a train state: the newest intact one to continue from, the best to export."""
 
+import concurrent.futures
+import functools
+import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from radit_jax import files
+from radit_jax import files, hosts
 from radit_jax.errors import UserError
+from radit_jax.training import manifests
+from radit_jax.training.checksums import by_name, checksums
+
+
+class DamagedCheckpoint(UserError):
+  """What was restored is not what was saved."""
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -17,74 +27,146 @@ def _named(tree: Any) -> dict[str, Any]:
 class Checkpoints:
   """Checkpoints of one run, kept: the best by dev loss, and the newest ``keep``.
 
+  Each has a manifest (:mod:`radit_jax.training.manifests`), written once the step is final and before an older one is
+  removed: at any moment of a run there is an intact one after the first.
+
   Args:
-    directory: made if missing.
+    directory: made if missing. Checkpoints in it that are not intact are named and put out of the way.
     keep: newest checkpoints kept beside the best one.
+    data: where in which data the run stands, for the manifests; the step is added.
+
+  Raises:
+    UserError: there are damaged checkpoints and no intact one.
   """
 
-  def __init__(self, directory: str | os.PathLike[str], *, keep: int):
+  def __init__(self, directory: str | os.PathLike[str], *, keep: int, data: Mapping[str, Any] | None = None):
     import orbax.checkpoint as ocp
-    from orbax.checkpoint import checkpoint_managers as policies
 
-    best = policies.BestN(
-      get_metric_fn=lambda m: m["dev_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-    )
+    self._root = files.location(os.path.abspath(directory) if not files.in_bucket(directory) else directory)
+    self._keep, self._data = keep, dict(data or {})
+    intact: dict[int, Any] = {}
+    with hosts.one_writes() as mine:
+      if mine:
+        intact = {s.number: s.manifest for s in manifests.take_up(self._root)}
+    seen = json.loads(hosts.exchange(json.dumps(intact))[0])
+    self._leaves: dict[int, dict[str, str]] = {int(n): m["leaves"] for n, m in seen.items()}
+    self._dev_losses: dict[int, float | None] = {int(n): m["metrics"].get("dev_loss") for n, m in seen.items()}
     self._manager = ocp.CheckpointManager(
-      files.location(os.path.abspath(directory) if not files.in_bucket(directory) else directory),
+      self._root,
       item_handlers=ocp.StandardCheckpointHandler(),  # without it, metadata of an older run cannot be read
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-        best_fn=lambda m: m["dev_loss"],
-        best_mode="min",
-        cleanup_tmp_directories=True,
-      ),
+      # It removes no step: it would do so before the newer one has its manifest.
+      options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
     )
-
-  def latest(self) -> int | None:
-    """Newest finished step, None before the first."""
-    return self._manager.latest_step()
+    self._background = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="manifest")
+    self._sealing: concurrent.futures.Future[None] | None = None
 
   def best(self) -> int | None:
-    """Step of the lowest dev loss, None before the first."""
-    return self._manager.best_step()
+    """Step of the lowest dev loss, the newest of equals; None before the first."""
+    known = [(loss, -step) for step, loss in self._dev_losses.items() if loss is not None]
+    return -min(known)[1] if known else None
 
   def best_loss(self) -> float | None:
     """Dev loss of that step."""
     step = self.best()
-    return None if step is None else float(self._manager.metrics(step)["dev_loss"])
+    return None if step is None else self._dev_losses[step]
 
   def save(self, step: int, state: Any, *, dev_loss: float | None) -> None:
     """Starts an asynchronous save; a checkpoint without a dev loss only serves to continue."""
     import orbax.checkpoint as ocp
 
-    metrics = None if dev_loss is None else {"dev_loss": float(dev_loss)}
-    self._manager.save(step, args=ocp.args.StandardSave(_named(state)), metrics=metrics, force=True)
+    self.wait()
+    named = _named(state)
+    sums = checksums(named)  # of what is on the devices now: the next step may take its memory
+    self._manager.save(step, args=ocp.args.StandardSave(named), custom_metadata={manifests.MARKER: True}, force=True)
+    self._dev_losses[step] = None if dev_loss is None else float(dev_loss)
+    kept = {*sorted(self._dev_losses)[-self._keep :], self.best()}
+    old = [s for s in self._dev_losses if s not in kept]
+    for s in old:
+      del self._dev_losses[s]
+    seal = functools.partial(self._seal, step, sorted(named), sums, self._dev_losses[step], old)
+    self._sealing = self._background.submit(seal)
+
+  def _seal(self, step: int, names: list[str], sums: jax.Array, dev_loss: float | None, old: list[int]) -> None:
+    """Writes the manifest once the step is final; then the older steps can go."""
+    self._manager.wait_until_finished()
+    self._leaves[step] = by_name(dict.fromkeys(names), sums)
+    if not hosts.is_first():
+      return
+    manifests.write(
+      self._root / str(step),
+      step,
+      leaves=self._leaves[step],
+      metrics={} if dev_loss is None else {"dev_loss": dev_loss},
+      data={**self._data, "step": step},
+    )
+    for other in old:
+      manifests.remove(self._root / str(other))
+
+  def resume(self, like: Any) -> tuple[int, Any]:
+    """Number and state of the newest intact step, with the shapes and shardings of ``like``; 0 and ``like`` before the
+    first.
+
+    Raises:
+      UserError: the checkpoint holds other names or shapes; or what is restored of each differs from what was saved.
+    """
+    damage = None
+    for step in sorted(self._dev_losses, reverse=True):
+      try:
+        return step, self.restore(step, like)
+      except DamagedCheckpoint as e:
+        damage = e
+        if len(self._dev_losses) > 1:
+          with hosts.one_writes() as mine:
+            if mine:
+              manifests.set_aside(self._root / str(step), str(e))
+          del self._dev_losses[step]
+          self._manager.reload()
+    if damage is not None:
+      raise UserError(f"{damage}; no other checkpoint is intact: remove {self._root} to begin anew")
+    return 0, like
 
   def restore(self, step: int, like: Any) -> Any:
     """The state of a step, with the shapes and shardings of ``like``.
 
     Raises:
       UserError: the checkpoint holds other names or shapes.
+      DamagedCheckpoint: it cannot be read, or has another checksum than what was saved.
     """
     import orbax.checkpoint as ocp
 
+    place = f"{self._root}/{step}"
     wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in _named(like).items()}
-    stored = self._manager.item_metadata(step)
-    shapes = {name: tuple(m.shape) for name, m in dict(stored).items()}
-    for name, want in wanted.items():
-      if shapes.get(name) != want.shape:
-        raise UserError(
-          f"{self._manager.directory}/{step}: {name} is {shapes.get(name, 'missing')}, this run needs {want.shape}; "
-          "choose another --workdir"
-        )
-    named = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+    try:
+      stored = dict(self._manager.item_metadata(step))
+      shapes = {name: tuple(m.shape) for name, m in stored.items()}
+      for name, want in wanted.items():
+        if shapes.get(name) != want.shape:
+          raise UserError(
+            f"{place}: {name} is {shapes.get(name, 'missing')}, this run needs {want.shape}; choose another --workdir"
+          )
+      named = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+    except (ValueError, KeyError, TypeError, OSError) as e:
+      # On a disk every file has been held against its SHA-256, so this would be a fault of another kind.
+      if isinstance(e, UserError) or not files.in_bucket(self._root):
+        raise
+      raise DamagedCheckpoint(f"{place}: cannot be read ({' '.join(str(e).split())[:200]})") from None
+    said = self._leaves[step]
+    for name, found in by_name(named, checksums(named)).items():
+      if found != said.get(name):
+        raise DamagedCheckpoint(f"{place}: {name} has checksum {found}, {files.MANIFEST} says {said.get(name)}")
     paths, treedef = jax.tree_util.tree_flatten_with_path(like)
     return jax.tree.unflatten(treedef, [named[jax.tree_util.keystr(path)] for path, _ in paths])
 
   def wait(self) -> None:
-    """Returns when every save has been committed."""
-    self._manager.wait_until_finished()
+    """Returns when every save has been committed and has its manifest."""
+    sealing, self._sealing = self._sealing, None
+    if sealing is not None:
+      sealing.result()
 
   def close(self) -> None:
     """Waits, and frees the manager's threads."""
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._background.shutdown()
+      self._manager.close()

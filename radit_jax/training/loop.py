@@ -130,11 +130,10 @@ def train(
   # On the host, all at once: computed when it is logged, a rate would queue behind the step that has just started.
   rates = np.asarray(jax.vmap(learning_rate(optimizer, total_steps))(jnp.arange(total_steps)))
   state, frozen = init_state(model, make, mesh)
-  checkpoints = Checkpoints(root / "checkpoints", keep=loop.keep)
+  data = {"total_steps": total_steps, "batch_size": loop.batch_size, "seed": loop.seed}
+  checkpoints = Checkpoints(root / "checkpoints", keep=loop.keep, data=data)
   try:
-    start = checkpoints.latest() or 0
-    if start:
-      state = checkpoints.restore(start, state)
+    start, state = checkpoints.resume(state)
     writer = MetricsWriter(root / "metrics.jsonl", resume_step=start)
     with contextlib.closing(writer), jax.set_mesh(mesh), _stop_asked() as stop_asked:
 
