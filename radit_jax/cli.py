@@ -46,13 +46,17 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "inspect": ("radit_jax.verbs.inspect", "inspect", configs.InspectConfig),
   "convert": ("radit_jax.verbs.convert", "convert", configs.ConvertConfig),
   "plan": ("radit_jax.verbs.plan", "plan", configs.PlanConfig),
+  "checkpoints": ("radit_jax.verbs.checkpoints", "checkpoints", configs.CheckpointsConfig),
 }
 #: In place of `prepare` where its options name a mix.
 MIX = ("radit_jax.verbs.prepare_mix", "prepare_mix", configs.PrepareMixConfig)
 #: Verbs that compute over all devices of all processes; the others work on files, in one.
 TOGETHER = ("run", "prepare", "index", "retrieve", "score", "train-generator", "train-retriever", "evaluate", "ask")
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.
-LEADING = {"ask": "question", "inspect": "what", "export": "run", "convert": "source", "download": "sets"}
+LEADING = {
+  **{"ask": "question", "inspect": "what", "export": "run", "convert": "source", "download": "sets"},
+  "checkpoints": "run",
+}
 #: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.
 _PATH_ERRORS = {
   *(errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
@@ -67,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: without the program's name; None takes the process's.
 
   Returns:
-    The exit status: 0, 2 a wrong call or wrong input (one line on stderr), 1 a fault or a plan that does not fit, 75
-    preempted and can be started again, 130 interrupted.
+    The exit status: 0, 2 a wrong call or wrong input (one line on stderr), 1 a fault, a plan that does not fit or a
+    damaged checkpoint, 75 preempted and can be started again, 130 interrupted.
   """
   args = list(sys.argv[1:] if argv is None else argv)
   keep_heap()

@@ -39,6 +39,7 @@ def commands(root, parts):
     "quickstart": ["--workdir", f"{root}/quickstart"],
     "export": ["--run", f"{root}/tuned", "--out", f"{root}/published"],
     "convert": ["--source", f"{root}/pickled", "--out", f"{root}/converted"],
+    "checkpoints": ["--run", f"{root}/tuned"],
   }
 
 
@@ -122,6 +123,7 @@ INPUTS = {
   "run": ["corpus", "questions", "generator", "encoder", "passage_encoder", "teacher"],
   "export": ["run"],
   "convert": ["source"],
+  "checkpoints": ["run"],
 }
 
 
@@ -274,7 +276,9 @@ def test_a_bad_line_is_named(workplace, capsys, verb, name, content, message):
   assert message in refused(capsys, root, verb, changed(good[verb], **new_place(root, verb)))
 
 
-@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v not in ("ask", "inspect", "plan", "download")])
+@pytest.mark.parametrize(
+  "verb", [v for v in cli.VERBS if v not in ("ask", "inspect", "plan", "download", "checkpoints")]
+)
 def test_an_output_below_a_file_is_named(workplace, capsys, verb):
   """Found before anything is computed or, where that is cheap, when it is written."""
   root, good = workplace

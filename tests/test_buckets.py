@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 import re
 import socket
@@ -12,12 +13,14 @@ import typing
 import urllib.parse
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 from test_verbs import generator_config, made, retriever_config  # noqa: F401 - made is a fixture
 
 from radit_jax import cli, files
 from radit_jax import config as c
 from radit_jax.errors import UserError
+from radit_jax.training.checkpoint import Checkpoints
 from radit_jax.training.metrics import MetricsWriter, read_metrics
 from radit_jax.verbs.export import export
 from radit_jax.verbs.train_generator import train_generator
@@ -190,3 +193,22 @@ def test_a_retriever_is_tuned_in_a_bucket_and_a_run_exported_to_one(made, parts,
   assert contents(f"{bucket}/exported") == contents(tmp_path / "exported")
   with pytest.raises(UserError, match=r"gs://bucket/exported: exists"):
     export(c.ExportConfig(run=str(tmp_path / "run"), out=f"{bucket}/exported"))
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_left_out(bucket, caplog):
+  root = f"{bucket}/damaged/checkpoints"
+  checkpoints = Checkpoints(root, keep=4)
+  for step in (1, 2):
+    checkpoints.save(step, {"w": jnp.arange(64.0) * step}, dev_loss=None)
+  checkpoints.close()
+  manifest = files.read_json(f"{root}/2/manifest.json")
+  assert manifest["files"] == {}
+  files.write_json(f"{root}/2/manifest.json", manifest | {"data": "other"})
+  logging.getLogger("radit_jax").addHandler(caplog.handler)
+  checkpoints = Checkpoints(root, keep=4)
+  logging.getLogger("radit_jax").removeHandler(caplog.handler)
+  step, found = checkpoints.resume({"w": jnp.zeros(64)})
+  checkpoints.close()
+  assert step == 1
+  assert found["w"].tolist() == list(range(64))
+  assert "2/manifest.json: differs from its own SHA-256" in caplog.text

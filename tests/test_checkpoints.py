@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from test_loop import batch_of, losses, run
 
-from radit_jax import files
+from radit_jax import cli, files
 from radit_jax.config import MeshConfig
 from radit_jax.errors import UserError
 from radit_jax.sharding import make_mesh
@@ -278,6 +278,79 @@ def test_a_run_whose_newest_step_is_damaged_ends_as_it_would_have(tmp_path):
   assert starts == [4]
   np.testing.assert_array_equal(np.asarray(whole.model.w), np.asarray(again.model.w))
   assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+# The verb.
+
+
+def listed(capsys, *args):
+  status = cli.main(["checkpoints", *map(str, args)])
+  return status, capsys.readouterr()
+
+
+def test_the_verb_lists_steps_sizes_and_losses(saved, capsys):
+  before = {p: p.read_bytes() for p in files_of(saved.root)}
+  status, said = listed(capsys, saved.root)
+  assert status == 0
+  lines = [line.split() for line in said.out.splitlines()]
+  assert lines[0] == [str(saved.root)]
+  assert [(line[0], line[2:]) for line in lines[2:]] == [
+    ("4", ["0.2500", "intact"]),
+    ("8", ["0.1250", "intact"]),
+    ("12", ["0.0833", "intact"]),
+  ]
+  assert {p: p.read_bytes() for p in files_of(saved.root)} == before
+
+
+def test_the_verb_finds_the_tunings_of_a_whole_run_and_names_damaged_files(saved, tmp_path, capsys):
+  for name in ("train_generator", "train_retriever_contrastive"):
+    shutil.copytree(saved.root, tmp_path / name / "checkpoints")
+  bad = tmp_path / "train_retriever_contrastive/checkpoints/8/default/_METADATA"
+  flip_a_bit(bad, None)
+  status, said = listed(capsys, "--run", tmp_path)
+  assert status == 1
+  assert said.out.count("intact") == 5
+  assert f"DAMAGED: {bad}: SHA-256 differs" in said.out
+  assert listed(capsys, tmp_path, "--verify", "sizes")[0] == 0
+  resumed(bad.parents[2])
+  status, said = listed(capsys, tmp_path / "train_retriever_contrastive")
+  assert status == 0
+  assert f"{bad.parents[2]}/damaged-8: was damaged" in said.out
+
+
+def test_a_step_without_a_manifest_is_no_damage_while_it_may_be_under_way(saved, tmp_path, capsys):
+  root = tmp_path / "checkpoints"
+  shutil.copytree(saved.root, root)
+  (root / "12/manifest.json").unlink()
+  status, said = listed(capsys, tmp_path)
+  assert status == 0
+  assert "not finished" in said.out.splitlines()[-1]
+  (root / "8/manifest.json").unlink()
+  assert listed(capsys, tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize(("name", "message"), [("none", "no such directory"), (".", "no checkpoints here")])
+def test_the_callers_mistakes_are_one_line(tmp_path, capsys, name, message):
+  status, said = listed(capsys, tmp_path / name)
+  assert status == 2
+  assert said.out == ""
+  assert message in said.err
+  assert said.err.count("\n") == 1
+
+
+def test_a_damaged_step_is_one_line_on_stderr(saved, tmp_path):
+  """As the command line says it, which no test's capture may stand between."""
+  root = tmp_path / "checkpoints"
+  shutil.copytree(saved.root, root)
+  flip_a_bit(root / "12/manifest.json", None)
+  code = (
+    "import sys; from radit_jax.display import quiet_libraries; from radit_jax.training import manifests\n"
+    "quiet_libraries(); print(*(s.number for s in manifests.take_up(sys.argv[1])))"
+  )
+  done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
+  assert done.stdout == "4 8\n"
+  assert done.stderr.startswith(f"radit: warning: {root}/12/manifest.json: ")
+  assert done.stderr.count("\n") == 1
 
 
 # Checksums.

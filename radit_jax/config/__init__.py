@@ -34,6 +34,7 @@ from radit_jax.config.shared import (
 from radit_jax.config.verbs import (
   AskConfig,
   Bm25Config,
+  CheckpointsConfig,
   ConvertConfig,
   DownloadConfig,
   EvaluateConfig,
@@ -52,6 +53,7 @@ __all__ = [
   "AskConfig",
   "Backend",
   "Bm25Config",
+  "CheckpointsConfig",
   "ConvertConfig",
   "CorpusFormat",
   "Decontaminate",

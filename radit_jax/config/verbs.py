@@ -583,3 +583,20 @@ class DownloadConfig:
 
   def __post_init__(self) -> None:
     local_paths(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointsConfig:
+  """Lists the checkpoints of a run, with sizes and dev losses, and whether each is intact.
+
+  Attributes:
+    run: directory of `radit run`, `radit quickstart`, `radit train-generator` or `radit train-retriever`.
+    verify: "full" checks the SHA-256 of every file, "sizes" that each is there with its size.
+  """
+
+  run: str
+  verify: Verify = "full"
+
+  def __post_init__(self) -> None:
+    local_paths(self)
+    one_of(self, "verify", Verify)
