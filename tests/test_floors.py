@@ -25,6 +25,7 @@ FLOORS = {
   "files": 0,
   "hosts": 0,
   "lazy": 0,
+  "owner": 0,
   "process": 0,
   "progress": 0,
   "runs": 0,

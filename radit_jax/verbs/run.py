@@ -15,6 +15,7 @@ from radit_jax.data.corpus import PassageStore
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import paired_bootstrap
 from radit_jax.evaluation.report import format_table, write_report_html
+from radit_jax.owner import one_owner
 from radit_jax.progress import Progress, silent
 from radit_jax.training.metrics import read_metrics
 from radit_jax.verbs.data_card import CARD
@@ -84,6 +85,7 @@ class RunResult:
     )
 
 
+@one_owner
 def run(
   config: RunConfig,
   *,

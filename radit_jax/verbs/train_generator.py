@@ -21,6 +21,7 @@ from radit_jax.models.pretrained import (
   load_tokenizer,
   save_generator,
 )
+from radit_jax.owner import one_owner
 from radit_jax.progress import Progress, silent
 from radit_jax.sharding import RowShare
 from radit_jax.training.loop import Batch
@@ -61,6 +62,7 @@ class TrainGeneratorResult:
     )
 
 
+@one_owner
 def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent) -> TrainGeneratorResult:
   """Tunes the generator and exports the best checkpoint; the same call continues a run.
 

@@ -20,6 +20,7 @@ from radit_jax.models.pretrained import (
   passage_encoder_of,
   save_encoder,
 )
+from radit_jax.owner import one_owner
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.index import load_index
 from radit_jax.sharding import RowShare
@@ -56,6 +57,7 @@ class TrainRetrieverResult:
     )
 
 
+@one_owner
 def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent) -> TrainRetrieverResult:
   """Tunes the query encoder against stored passage embeddings and exports the best checkpoint.
 
