@@ -95,3 +95,16 @@ def test_shards_hold_everything_once_and_no_more_than_they_may(tmp_path):
   assert found.keys() == tensors.keys()
   for name, t in tensors.items():
     np.testing.assert_array_equal(found[name].read(), t)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_where_asked(tmp_path, monkeypatch, dtype, value):
+  monkeypatch.setattr("radit_jax.models.safetensors_files._AT_ONCE", 4)
+  bad = np.zeros((3, 5), dtype)
+  bad[2, 1] = value
+  tensors = readable({"counts": np.arange(3), "good": np.ones(7, dtype), "bad": bad})
+  write_directory(tmp_path, tensors)
+  with pytest.raises(UserError, match=r"bad is -?(nan|inf) at element 11; nothing is written"):
+    write_directory(tmp_path, tensors, finite=True)
+  write_directory(tmp_path, {name: t for name, t in tensors.items() if name != "bad"}, finite=True)

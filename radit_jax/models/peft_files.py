@@ -80,7 +80,7 @@ def save_adapter(model: Any, path: str | os.PathLike[str], *, base: str) -> None
   with hosts.one_writes() as mine:
     if mine:
       with atomic_directory(path) as d:
-        safetensors_files.write_file(d / WEIGHTS, tensors)
+        safetensors_files.write_file(d / WEIGHTS, tensors, finite=True)
         write_json(d / CONFIG, config)
 
 

@@ -222,7 +222,7 @@ def save_generator(
   tensors = hf_weights.named_tensors(generator, dtype)
   with hosts.one_writes() as mine:
     if not mine:
-      safetensors_files.write_directory(None, tensors)
+      safetensors_files.write_directory(None, tensors, finite=True)
       return
     with atomic_directory(path) as d:
       _write_body(d, generator, tensors, tokenizer, beside)
@@ -261,7 +261,7 @@ def save_encoder(
   tensors = hf_weights.named_tensors(body, dtype)
   with hosts.one_writes() as mine:
     if not mine:
-      safetensors_files.write_directory(None, tensors)
+      safetensors_files.write_directory(None, tensors, finite=True)
       return
     with atomic_directory(path) as d:
       _write_body(d, body, tensors, tokenizer, beside)
@@ -283,7 +283,7 @@ def _write_body(
   beside: Mapping[str, str],
 ) -> None:
   """Weights, tokenizer and the `config.json` files of a transformer, and texts beside them."""
-  safetensors_files.write_directory(directory, tensors)
+  safetensors_files.write_directory(directory, tensors, finite=True)
   write_tokenizer(directory, tokenizer)
   token_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
   hf_config.write(directory, body.config, dtype=next(iter(tensors.values())).dtype.name, token_ids=token_ids)

@@ -181,7 +181,11 @@ def read_directory(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def write_directory(
-  directory: pathlib.Path | None, tensors: Mapping[str, Readable], *, max_shard_bytes: int = MAX_SHARD_BYTES
+  directory: pathlib.Path | None,
+  tensors: Mapping[str, Readable],
+  *,
+  max_shard_bytes: int = MAX_SHARD_BYTES,
+  finite: bool = False,
 ) -> None:
   """Writes one `model.safetensors`, or shards and their index where they would be more than ``max_shard_bytes``.
 
@@ -190,6 +194,7 @@ def write_directory(
       processes do while one writes.
     tensors: by name; one at a time is read.
     max_shard_bytes: a larger tensor gets a shard of its own.
+    finite: refuse NaN and infinity, see :func:`write_file`.
   """
   shards: list[dict[str, Readable]] = [{}]
   room = max_shard_bytes
@@ -201,20 +206,24 @@ def write_directory(
     shards[-1][name] = tensor
     room -= size
   if len(shards) == 1:
-    write_file(directory and directory / SINGLE, shards[0])
+    write_file(directory and directory / SINGLE, shards[0], finite=finite)
     return
   weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, 1):
     file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    write_file(directory and directory / file, shard)
+    write_file(directory and directory / file, shard, finite=finite)
     weight_map |= dict.fromkeys(shard, file)
   total = sum(map(_num_bytes, tensors.values()))
   if directory is not None:
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def write_file(file: pathlib.Path | None, tensors: Mapping[str, Readable]) -> None:
-  """Writes one safetensors file, one tensor at a time; without a file, only reads them."""
+def write_file(file: pathlib.Path | None, tensors: Mapping[str, Readable], *, finite: bool = False) -> None:
+  """Writes one safetensors file, one tensor at a time; without a file, only reads them.
+
+  Raises:
+    UserError: with ``finite``, a tensor with NaN or infinity: nobody could use such a model.
+  """
   # Wider types first, as the format's own writer does: every tensor then starts on a multiple of its type's size.
   order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -229,7 +238,24 @@ def write_file(file: pathlib.Path | None, tensors: Mapping[str, Readable]) -> No
   with (file or pathlib.Path(os.devnull)).open("wb") as f:
     f.write(len(raw).to_bytes(8, "little") + raw)
     for name in order:
-      f.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8).data)
+      values = np.ascontiguousarray(tensors[name].read()).reshape(-1)
+      if finite:
+        _check_finite(name, values, file)
+      f.write(values.view(np.uint8).data)
+
+
+#: Elements looked at together: a whole embedding in float32 would be a copy of gigabytes.
+_AT_ONCE = 1 << 22
+
+
+def _check_finite(name: str, values: np.ndarray[Any, np.dtype[Any]], file: pathlib.Path | None) -> None:
+  if values.dtype.kind in "biu":
+    return
+  for start in range(0, values.size, _AT_ONCE):
+    finite = np.isfinite(values[start : start + _AT_ONCE])
+    if not finite.all():
+      place = start + int(np.argmin(finite))
+      raise UserError(f"{file or 'export'}: {name} is {values[place]} at element {place}; nothing is written")
 
 
 def _num_bytes(tensor: Readable) -> int:
