@@ -396,6 +396,14 @@ def test_dimensions_and_prompts_of_the_files(bert_copy):
   assert load_encoder(bert_copy).config.max_tokens == 30
 
 
+def test_a_model_that_is_not_finite_is_never_exported(tmp_path, tokenizer):
+  generator = Decoder(DecoderConfig.tiny(vocab_size=len(tokenizer)), rngs=nnx.Rngs(0))
+  generator.embedding[...] = generator.embedding[...].at[3, 1].set(np.nan)
+  with pytest.raises(UserError, match="is nan at element .*; nothing is written"):
+    save_generator(generator, tokenizer, tmp_path / "g")
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, tokenizer):
   generator = Decoder(DecoderConfig.tiny(vocab_size=8), rngs=nnx.Rngs(0))
   with pytest.raises(UserError, match="tokenizer has 14 ids, the model's embedding 8 rows"):
