@@ -399,7 +399,7 @@ def test_dimensions_and_prompts_of_the_files(bert_copy):
 def test_a_model_that_is_not_finite_is_never_exported(tmp_path, tokenizer):
   generator = Decoder(DecoderConfig.tiny(vocab_size=len(tokenizer)), rngs=nnx.Rngs(0))
   generator.embedding[...] = generator.embedding[...].at[3, 1].set(np.nan)
-  with pytest.raises(UserError, match="is nan at element .*; nothing is written"):
+  with pytest.raises(UserError, match=r"is nan at element .*; nothing is written"):
     save_generator(generator, tokenizer, tmp_path / "g")
   assert list(tmp_path.iterdir()) == []
 
