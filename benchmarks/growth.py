@@ -122,6 +122,10 @@ def measure(point: Point, steps: int) -> dict[str, float]:
   }
 
 
+def _figure(value: float) -> str:
+  return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def chart(found: dict[str, list[tuple[int, dict[str, float]]]]) -> str:
   """Doublings of each figure against doublings of what grows, one panel each: a line along the diagonal is linear."""
   width, height, head = 370, 250, 40
@@ -169,7 +173,7 @@ def main(config: Config) -> None:
       found[sweep].append((value, json.loads(out.splitlines()[-1])))
       print(f"{sweep} = {value}: {found[sweep][-1][1]}", file=sys.stderr)
   rows = [
-    [TITLES[sweep] if i == 0 else "", f"{value:,}", *(f"{f[n] / d:.3g}" for n, (_, _, d) in FIGURES.items())]
+    [TITLES[sweep] if i == 0 else "", f"{value:,}", *(_figure(f[n] / d) for n, (_, _, d) in FIGURES.items())]
     for sweep, points in found.items()
     for i, (value, f) in enumerate(points)
   ]
