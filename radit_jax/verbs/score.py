@@ -96,7 +96,8 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
   real = sum(int(s.valid.sum()) for s in store)
   manifest = store.manifest
   cuts = manifest["cut_passages"], manifest["cut_questions"]
-  return ScoreResult(config.out, len(store), real, total / max(tokens, 1), *cuts, manifest.get("shared", 1.0))  # of an earlier version: nothing
+  shared = manifest.get("shared", 1.0)  # scores of an earlier version have none
+  return ScoreResult(config.out, len(store), real, total / max(tokens, 1), *cuts, shared)
 
 
 def scoring_plan(
