@@ -40,6 +40,7 @@ from radit_jax.data.plan import PlannedBatch, plan_in_order, row_multiple
 from radit_jax.data.prefixes import prompt_table, shared_batches
 from radit_jax.data.prompts import Rendered
 from radit_jax.display import quiet_libraries
+from radit_jax.models.decoder import Decoder
 from radit_jax.models.pretrained import load_generator, save_generator
 from radit_jax.parallel_context import ParallelContextBatch
 from radit_jax.process import keep_heap
@@ -159,9 +160,9 @@ def _serve(
 class _Ours:
   """The library's step on the batches of its own plan."""
 
-  def __init__(self, path: pathlib.Path, batches: Sequence[ParallelContextBatch]) -> None:
+  def __init__(self, generator: Decoder, batches: Sequence[ParallelContextBatch]) -> None:
     self._mesh = one_device()
-    self._generator = load_generator(path, mesh=self._mesh)
+    self._generator = generator
     self._batches = batches
     self.num_batches = len(batches)
     self.full = sum(int(np.count_nonzero(b.segment_ids)) for b in batches) / sum(b.tokens.size for b in batches)
@@ -196,7 +197,7 @@ class Training(_Ours):
       answer_tokens=work.lengths.answer,
     )
     self._ids, batches = zip(*made, strict=True)
-    super().__init__(path, batches)
+    super().__init__(load_generator(path, mesh=one_device()), batches)
     optimizer = make_optimizer(OPTIMIZER, TOTAL_STEPS)
     self._update = optimizer.update
     self._state, self._frozen = init_state(self._generator, optimizer, self._mesh)
@@ -220,13 +221,11 @@ class Scoring(_Ours):
 
   def __init__(self, path: pathlib.Path, work: Workload, batch_size: int, *, share: bool) -> None:
     table = prompt_table(work.retrieved, work.passages, work.prompt, k=work.k)
-    self._generator = load_generator(path, mesh=one_device())
-    self.plan = scoring_plan(
-      table, self._generator, batch_size=batch_size, pack_tokens=None, mesh=one_device(), share=share
-    )
+    generator = load_generator(path, mesh=one_device())
+    self.plan = scoring_plan(table, generator, batch_size=batch_size, pack_tokens=None, mesh=one_device(), share=share)
     made = shared_batches(work.retrieved, work.passages, work.prompt, self.plan, k=work.k)
     self._ids = [example.id for example in work.retrieved]
-    super().__init__(path, list(made))
+    super().__init__(generator, list(made))
 
   def score(self, batch: int) -> dict[tuple[str, int], float]:
     start = time.perf_counter()

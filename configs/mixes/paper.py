@@ -9,7 +9,7 @@ completed, 5 % questions and dialogues. Which sets D_R has beyond the first eigh
 
 import dataclasses
 
-from radit_jax.config import MixConfig, SetConfig
+from radit_jax.config import PAPER_EVALUATION, MixConfig, SetConfig
 
 oasst1 = SetConfig("oasst1", ("oasst*/*tree*.jsonl*",))
 commonsense_qa = SetConfig("commonsense_qa", ("commonsense*qa/train_rand_split.jsonl*",))
@@ -67,19 +67,7 @@ mix = MixConfig(
     pubmed_qa,
     quarel,
   ),
-  # What the paper reports; nothing is trained on these.
-  evaluation=(
-    SetConfig("mmlu", ("mmlu/data/test",)),
-    SetConfig("nq_open", ("nq_open/NQ-open.dev.jsonl",)),
-    SetConfig("trivia_qa", ("trivia_qa/triviaqa-unfiltered/unfiltered-web-dev.json",)),
-    SetConfig("kilt_hotpotqa", ("kilt_hotpotqa/hotpotqa-dev-kilt.jsonl",), format="kilt"),
-    SetConfig("kilt_eli5", ("kilt_eli5/eli5-dev-kilt.jsonl",)),
-    SetConfig("kilt_fever", ("kilt_fever/fever-dev-kilt.jsonl",)),
-    SetConfig("kilt_aida", ("kilt_aida/aidayago2-dev-kilt.jsonl",)),
-    SetConfig("kilt_zsre", ("kilt_zsre/structured_zeroshot-dev-kilt.jsonl",)),
-    SetConfig("kilt_trex", ("kilt_trex/trex-dev-kilt.jsonl",)),
-    SetConfig("kilt_wow", ("kilt_wow/wow-dev-kilt.jsonl",)),
-  ),
+  evaluation=PAPER_EVALUATION,
   cap=7500,
   completions=900_000,
   completion_share=0.95,

@@ -1,7 +1,7 @@
 """Every option of every verb: frozen dataclasses that check themselves when made, parsed by the command line."""
 
 from radit_jax.config.mix import Decontaminate, LicenceLimit, MixConfig, PrepareMixConfig, SetConfig, SetFormat
-from radit_jax.config.paper import paper_run
+from radit_jax.config.paper import PAPER_EVALUATION, paper_run
 from radit_jax.config.plan import PlanConfig
 from radit_jax.config.recipe import (
   QuickstartConfig,
@@ -50,6 +50,7 @@ from radit_jax.config.verbs import (
 )
 
 __all__ = [
+  "PAPER_EVALUATION",
   "AskConfig",
   "Backend",
   "Bm25Config",

@@ -12,8 +12,8 @@ from radit_jax.config.shared import (
   OnError,
   QuestionFormat,
   at_least,
+  corpus_limits,
   local_paths,
-  one_limit,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -184,14 +184,10 @@ class PrepareMixConfig:
 
   def __post_init__(self) -> None:
     local_paths(self)
-    at_least(self, "max_passage_words", 10)
-    at_least(self, "max_passage_characters", 50)
-    at_least(self, "max_passage_tokens", 10)
-    at_least(self, "processes", 1)
     at_least(self, "max_answer_tokens", 1)
     one_of(self, "licence", LicenceLimit)
     one_of(self, "decontaminate", Decontaminate)
-    one_limit(self)
+    corpus_limits(self)
     if (self.max_passage_tokens is None) != (self.passage_encoder is None):
       raise UserError(
         f"PrepareMixConfig: max_passage_tokens = {self.max_passage_tokens}, passage_encoder = "

@@ -1,9 +1,24 @@
-"""What the shipped configs of large models have in common: the paper's settings, with DRAGON+ as its retriever."""
+"""What shipped configs have in common: the paper's settings of a run, and the sets it evaluates on."""
 
 import functools
 
+from radit_jax.config.mix import SetConfig
 from radit_jax.config.recipe import RunConfig, TuningConfig
 from radit_jax.config.shared import EmbeddingOptions, LoopConfig, MeshConfig, OptimizerConfig, PromptConfig
+
+#: What the paper reports; a mix trains on nothing of these.
+PAPER_EVALUATION = (
+  SetConfig("mmlu", ("mmlu/data/test",)),
+  SetConfig("nq_open", ("nq_open/NQ-open.dev.jsonl",)),
+  SetConfig("trivia_qa", ("trivia_qa/triviaqa-unfiltered/unfiltered-web-dev.json",)),
+  SetConfig("kilt_hotpotqa", ("kilt_hotpotqa/hotpotqa-dev-kilt.jsonl",), format="kilt"),
+  SetConfig("kilt_eli5", ("kilt_eli5/eli5-dev-kilt.jsonl",)),
+  SetConfig("kilt_fever", ("kilt_fever/fever-dev-kilt.jsonl",)),
+  SetConfig("kilt_aida", ("kilt_aida/aidayago2-dev-kilt.jsonl",)),
+  SetConfig("kilt_zsre", ("kilt_zsre/structured_zeroshot-dev-kilt.jsonl",)),
+  SetConfig("kilt_trex", ("kilt_trex/trex-dev-kilt.jsonl",)),
+  SetConfig("kilt_wow", ("kilt_wow/wow-dev-kilt.jsonl",)),
+)
 
 
 def paper_run(

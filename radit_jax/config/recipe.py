@@ -21,8 +21,8 @@ from radit_jax.config.shared import (
   above,
   at_least,
   check_master_dtype,
+  corpus_limits,
   local_paths,
-  one_limit,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -160,7 +160,7 @@ class RunConfig:
     for name in ("encode_batch_size", "score_batch_size", "answer_batch_size"):
       at_least(self, name, 1)
     above(self, "lm_temperature", 0)
-    one_limit(self)
+    corpus_limits(self)
     if self.teacher == "tuned" and self.tune == "retriever":
       raise UserError("RunConfig: teacher tuned needs the generator tuned, which tune retriever leaves out")
     if self.controls and self.retriever_tuning.loop.accumulate > 1:

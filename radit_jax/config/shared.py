@@ -101,8 +101,12 @@ def one_of(config: object, name: str, allowed: object) -> None:
     raise UserError(f"{type(config).__name__}.{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
 
 
-def one_limit(config: object) -> None:
-  """Passages have one limit: of words, characters or tokens."""
+def corpus_limits(config: object) -> None:
+  """What is said of cutting a corpus: each limit large enough, one of words, characters or tokens, and processes."""
+  at_least(config, "max_passage_words", 10)
+  at_least(config, "max_passage_characters", 50)
+  at_least(config, "max_passage_tokens", 10)
+  at_least(config, "processes", 1)
   characters, tokens = (getattr(config, f"max_passage_{unit}") for unit in ("characters", "tokens"))
   if characters is not None and tokens is not None:
     raise UserError(

@@ -26,8 +26,8 @@ from radit_jax.config.shared import (
   above,
   at_least,
   check_master_dtype,
+  corpus_limits,
   local_paths,
-  one_limit,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -81,11 +81,7 @@ class PrepareConfig:
 
   def __post_init__(self) -> None:
     local_paths(self)
-    at_least(self, "max_passage_words", 10)
-    at_least(self, "max_passage_characters", 50)
-    at_least(self, "max_passage_tokens", 10)
-    at_least(self, "processes", 1)
-    one_limit(self)
+    corpus_limits(self)
     if (self.max_passage_tokens is None) != (self.passage_encoder is None):
       raise UserError(
         f"PrepareConfig: max_passage_tokens = {self.max_passage_tokens}, passage_encoder = {self.passage_encoder!r}: "

@@ -97,16 +97,7 @@ def row_lengths(
   for start in own[::_MEASURED_AT_ONCE]:
     examples = retrieved.many(range(start, min(start + _MEASURED_AT_ONCE, own.stop)))
     requests = _requests(examples, passages, k, with_passages, seed=None)
-    flat = [request for rows in requests for request in rows if request is not None]
-    try:
-      lengths = prompt.measure(flat)
-    except UserError:
-      for example, rows in zip(examples, requests, strict=True):
-        try:
-          prompt.measure([request for request in rows if request is not None])
-        except UserError as e:
-          raise UserError(f"{retrieved.path}: question {example.id!r}: {e}") from None
-      raise
+    lengths = with_names(prompt.measure, requests, examples, retrieved)
     real = [[request is not None for request in rows] for rows in requests]
     b, j = np.nonzero(np.array(real, bool))
     each[start + b, j] = lengths.tokens
@@ -115,6 +106,24 @@ def row_lengths(
     cut_questions += int(np.count_nonzero(lengths.cut_question_tokens))
   each, answers, cuts = total((each, answers, np.array([cut_passages, cut_questions])))
   return RowLengths(each, answers, int(cuts[0]), int(cuts[1]))
+
+
+def with_names(
+  make: Callable[[list[Request]], T],
+  requests: Sequence[Sequence[Request | None]],
+  examples: Sequence[RetrievedExample],
+  retrieved: RetrievedStore,
+) -> T:
+  """``make`` of all requests at once, those of absent passages left out; an error names the example it is about."""
+  try:
+    return make([request for rows in requests for request in rows if request is not None])
+  except UserError:
+    for example, rows in zip(examples, requests, strict=True):
+      try:
+        make([request for request in rows if request is not None])
+      except UserError as e:
+        raise UserError(f"{retrieved.path}: question {example.id!r}: {e}") from None
+    raise
 
 
 def parallel_context_batches(

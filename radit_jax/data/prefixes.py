@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from radit_jax import hosts
-from radit_jax.data.batches import ahead, check_passages, contexts_of
+from radit_jax.data.batches import ahead, check_passages, contexts_of, with_names
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedExample, RetrievedStore
 from radit_jax.data.prompts import Prompt, Rendered
@@ -205,15 +205,7 @@ def _rendered(
   retrieved: RetrievedStore, examples: Sequence[RetrievedExample], passages: PassageStore, prompt: Prompt, k: int
 ) -> list[list[Rendered | None]]:
   requests = contexts_of(examples, passages, k)
-  try:
-    out = iter(prompt.render_many([request for rows in requests for request in rows if request is not None]))
-  except UserError:
-    for example, rows in zip(examples, requests, strict=True):
-      try:
-        prompt.render_many([request for request in rows if request is not None])
-      except UserError as e:
-        raise UserError(f"{retrieved.path}: question {example.id!r}: {e}") from None
-    raise
+  out = iter(with_names(prompt.render_many, requests, examples, retrieved))
   return [[None if request is None else next(out) for request in rows] for rows in requests]
 
 

@@ -244,6 +244,18 @@ class Workdir:
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     return verb(config, progress=self.progress)
 
+  def _cutting(self) -> dict[str, Any]:
+    """Options of how a corpus is cut into passages."""
+    c = self.config
+    return {
+      "max_passage_words": c.max_passage_words,
+      "max_passage_characters": c.max_passage_characters,
+      "max_passage_tokens": c.max_passage_tokens,
+      "passage_encoder": (c.passage_encoder or c.encoder) if c.max_passage_tokens else None,
+      "embedding": c.embedding if c.max_passage_tokens else EmbeddingOptions(),
+      "processes": c.processes,
+    }
+
   def _prepare_config(self) -> PrepareConfig:
     c = self.config
     return PrepareConfig(
@@ -252,12 +264,7 @@ class Workdir:
       questions=str(c.questions),
       corpus_format=c.corpus_format,
       questions_format=c.questions_format,
-      max_passage_words=c.max_passage_words,
-      max_passage_characters=c.max_passage_characters,
-      max_passage_tokens=c.max_passage_tokens,
-      passage_encoder=(c.passage_encoder or c.encoder) if c.max_passage_tokens else None,
-      embedding=c.embedding if c.max_passage_tokens else EmbeddingOptions(),
-      processes=c.processes,
+      **self._cutting(),
       split_by=c.split_by,
       dev_fraction=c.dev_fraction,
       test_fraction=c.test_fraction,
@@ -274,12 +281,7 @@ class Workdir:
       data=c.data,
       corpus=c.corpus,
       corpus_format=c.corpus_format,
-      max_passage_words=c.max_passage_words,
-      max_passage_characters=c.max_passage_characters,
-      max_passage_tokens=c.max_passage_tokens,
-      passage_encoder=(c.passage_encoder or c.encoder) if c.max_passage_tokens else None,
-      embedding=c.embedding if c.max_passage_tokens else EmbeddingOptions(),
-      processes=c.processes,
+      **self._cutting(),
       tokenizer=c.generator,
       allow_missing=c.allow_missing,
       licence=c.licence,
