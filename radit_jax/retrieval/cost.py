@@ -5,9 +5,9 @@ import dataclasses
 from radit_jax.config import Backend, StoredDtype
 from radit_jax.retrieval import scann
 
-#: Bytes of a searcher on disk, for each value: bfloat16 for reordering, and a byte for each block of two dimensions,
-#: under two partitions in a tree; and what the tree notes of each passage.
-_QUANTIZED, _TREE, _TREE_NOTES = 2.5, 3.0, 12
+#: Bytes of a searcher on disk, for each value: bfloat16 for reordering, and a byte for each block of dimensions, under
+#: two partitions in a tree; and what the tree notes of each passage.
+_QUANTIZED, _TREE, _TREE_NOTES = 2 + 1 / scann.BLOCK, 2 + 2 / scann.BLOCK, 12
 #: Bytes in memory for each value of a searcher that has been read: codes are packed there.
 _RESIDENT = {"quantized": 2.7, "tree": 2.35}
 #: Float32 copies of a shard that its build holds at most, beside the program itself; measured at 60,000 x 256 to

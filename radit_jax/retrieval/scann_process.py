@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from radit_jax.retrieval.scann import PICKLED, load_searcher, require
+from radit_jax.retrieval.scann import BLOCK, PICKLED, load_searcher, require
 
 
 def build(task: dict[str, Any]) -> dict[str, float]:
@@ -40,7 +40,7 @@ def build(task: dict[str, Any]) -> dict[str, float]:
       overretrieve_factor=2.0,
     )
   builder = builder.score_ah(
-    2, anisotropic_quantization_threshold=0.2, training_sample_size=parameters["training"]
+    BLOCK, anisotropic_quantization_threshold=0.2, training_sample_size=parameters["training"]
   ).reorder(1, quantize=reorder_type)
   probe = np.array(data[:1])
   searcher = builder.build()
