@@ -28,7 +28,7 @@ from radit_jax.data.corpus import formats
 from radit_jax.data.corpus.chunks import Limit
 from radit_jax.data.corpus.formats import Block
 from radit_jax.data.corpus.merge import PARTITION, Merged, merge
-from radit_jax.data.corpus.pool import available, in_order
+from radit_jax.data.corpus.pool import Pool, available
 from radit_jax.data.corpus.scan import Scanned, Scanner, Wanted, block_file, read_scanned
 from radit_jax.data.corpus.serialized import SHARD, WRITER_OPTIONS
 from radit_jax.data.corpus.table import LEFT_OUT, ORDINAL
@@ -39,6 +39,10 @@ from radit_jax.progress import Progress, silent
 #: Bytes of records in a shard, up to the end of its last block.
 SHARD_BYTES = 64 << 20
 _RECIPE = "recipe.json"
+#: Directory of the store under way, in that of the work.
+_STORE = "store"
+#: What processes do: :class:`_Continued` and :class:`_Shards`.
+_SCAN, _SHARDS = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +100,13 @@ class Build:
   ):
     self.path = pathlib.Path(path)
     self.corpus, self.format, self.on_error = pathlib.Path(corpus), format, on_error
-    self.processes = processes or available()
     self.work = self.path.parent / f".{self.path.name}.work"
     self.skipped = Skipped()
     self.titles: dict[str, str] = {}
     self.texts: dict[str, str] = {}
     wanted = wanted or Wanted()
     self._scanner = Scanner(self.work, format, limit, wanted)
+    self._pool = Pool((_Continued(self._scanner), _Shards(self.work)), processes or available())
     names = json.dumps([sorted(wanted.ids), sorted(t.hex() for t in wanted.texts)]).encode()
     self._recipe = {
       "recipe": dict(recipe),
@@ -123,6 +127,13 @@ class Build:
     Raises:
       UserError: no such file, a bad document or two with one id under "strict", or no good one.
     """
+    try:
+      self._scan(progress)
+    except BaseException:
+      self._pool.close()
+      raise
+
+  def _scan(self, progress: Progress) -> None:
     total = sum(f.stat().st_size for f in formats.files_of(self.corpus, self.format))
     self._open()
     done: list[int] = []
@@ -132,7 +143,7 @@ class Build:
         done.append(block.done)
         yield index, block
 
-    for index, scanned in enumerate(in_order(_Continued(self._scanner), blocks(), self.processes)):
+    for index, scanned in enumerate(self._pool.in_order(_SCAN, blocks())):
       for reason, examples in scanned.skipped.examples.items():
         if self.on_error == "strict":
           raise UserError(f"{examples[0]}; correct it, or leave such records out with --on-error skip")
@@ -147,7 +158,7 @@ class Build:
     self._total = total
     if not sum(s.documents for s in self._scanned):
       raise formats.no_documents(self.corpus, self.skipped.total())
-    out = self.work / "store"
+    out = self.work / _STORE
     out.mkdir(exist_ok=True)
     counts = ([getattr(s, name) for s in self._scanned] for name in ("pieces", "documents", "numbered"))
     self._merged = merge(self.work, out, *counts, partition=self._partition)
@@ -167,23 +178,31 @@ class Build:
       manifest: what the passages were made from.
       progress: told of the shards.
     """
-    from radit_jax.data import builders
+    try:
+      return self._write(manifest, progress)
+    finally:
+      self._pool.close()
 
+  def _write(self, manifest: Mapping[str, Any], progress: Progress) -> Counts:
     progress("corpus", self._total, self._total, "bytes")  # the end of a stage is shown, and errors come alone
-    out = self.work / "store"
+    out = self.work / _STORE
     (out / SHARD).parent.mkdir(parents=True, exist_ok=True)
     pieces = [s.pieces for s in self._scanned]
     merged = self._merged
     assert merged is not None
     shards = self._shards(merged)
+    ordinals = list(itertools.accumulate(pieces, initial=0))
     tasks = [
-      (out / SHARD.format(n, len(shards)), [(i, starts[0], starts[1]) for i, starts in shard])
+      (out / SHARD.format(n, len(shards)), [(i, ordinals[i], *starts) for i, starts in shard])
       for n, shard in enumerate(shards)
     ]
-    ordinals = list(itertools.accumulate(pieces, initial=0))
     record_bytes = 0
-    for n, size in enumerate(in_order(_Shards(self.work, out, ordinals), tasks, self.processes), 1):
+    known = {}
+    for n, (size, sha256) in enumerate(self._pool.in_order(_SHARDS, tasks), 1):
+      from radit_jax.data import builders  # takes a third of a second, in which other shards are written
+
       record_bytes += size
+      known[tasks[n - 1][0].relative_to(out).as_posix()] = sha256
       progress("shards", n, len(shards), "files")
     rows = [sum(pieces[i] - (stop - start) for i, (start, stop) in shard) for shard in shards]
     builders.finish(builders.RaditPassages, out, rows, record_bytes)
@@ -196,6 +215,7 @@ class Build:
       out,
       "passages",
       {**manifest, "count": counts.passages, "fingerprint": fingerprint, "counts": dataclasses.asdict(counts)},
+      known=known,
     )
     files.replace_directory(out, self.path)
     shutil.rmtree(self.work)
@@ -203,6 +223,7 @@ class Build:
 
   def discard(self) -> None:
     """Removes the work directory, and the directories above it that were made for it."""
+    self._pool.close()
     shutil.rmtree(self.work, ignore_errors=True)
     for directory in self._created:
       if directory.is_dir() and not any(directory.iterdir()):
@@ -265,29 +286,30 @@ class _Shards:
   """Writes shards.
 
   Attributes:
-    work: directory of the scan.
-    out: directory of the store.
-    ordinals: first ordinal of each block.
+    work: directory of the scan, in which that of the store lies.
   """
 
   work: pathlib.Path
-  out: pathlib.Path
-  ordinals: Sequence[int]
 
-  def __call__(self, path: pathlib.Path, blocks: Sequence[tuple[int, int, int]]) -> int:
-    """Bytes of the records of a shard. ``blocks`` are numbers with the range of what they leave out."""
+  def __call__(self, path: pathlib.Path, blocks: Sequence[tuple[int, int, int, int]]) -> tuple[int, str]:
+    """Bytes of the records of a shard, and the SHA-256 of its file.
+
+    Args:
+      path: of the file.
+      blocks: numbers, each with its first ordinal and the range of what it leaves out.
+    """
     from array_record.python import array_record_module
 
     size = 0
     part = path.with_name(path.name + ".part")
     finished = path.exists()
     writer = None if finished else array_record_module.ArrayRecordWriter(str(part), WRITER_OPTIONS)
-    left_out = np.fromfile(self.out / LEFT_OUT, ORDINAL, *_range(blocks))
-    for index, start, stop in blocks:
+    left_out = np.fromfile(self.work / _STORE / LEFT_OUT, ORDINAL, *_range(blocks))
+    for index, ordinal, start, stop in blocks:
       lengths = np.fromfile(block_file(self.work, index, "lengths"), "<u4").astype(np.int64)
       keep = np.ones(len(lengths), bool)
-      own = left_out[start - blocks[0][1] : stop - blocks[0][1]]
-      keep[own.astype(np.int64) - self.ordinals[index]] = False
+      own = left_out[start - blocks[0][2] : stop - blocks[0][2]]
+      keep[own.astype(np.int64) - ordinal] = False
       size += int(lengths[keep].sum())
       if writer is None:
         continue
@@ -298,10 +320,10 @@ class _Shards:
     if writer is not None:
       writer.close()
       os.replace(part, path)
-    return size
+    return size, files.sha256_file(path)
 
 
-def _range(blocks: Sequence[tuple[int, int, int]]) -> tuple[int, str, int]:
+def _range(blocks: Sequence[tuple[int, int, int, int]]) -> tuple[int, str, int]:
   """Arguments of :func:`numpy.fromfile`: how many entries, no separator, and bytes to leave out."""
-  start, stop = blocks[0][1], blocks[-1][2]
+  start, stop = blocks[0][2], blocks[-1][3]
   return stop - start, "", start * ORDINAL.itemsize

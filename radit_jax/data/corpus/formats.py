@@ -41,6 +41,7 @@ _SUFFIXES = {
   "squad": (".json", ".json.gz", ".json.bz2", ".json.zst"),
 }
 _BEIR = ("corpus.jsonl", "corpus.jsonl.gz", "corpus.jsonl.bz2", "corpus.jsonl.zst")
+_NEWLINE = ord("\n")
 _BOM = b"\xef\xbb\xbf"
 _DPR_COLUMNS = ("id", "text", "title")
 
@@ -156,32 +157,40 @@ def _line_blocks(path: pathlib.Path, format: str, block_bytes: int, before: int,
   with open_input(path) as f:
     compressed = not isinstance(getattr(f, "raw", None), io.FileIO)
     number = 0
+    buffer = bytearray(0 if compressed else block_bytes)  # what is only counted needs no memory of its own
     while True:
       offset, before_it = f.tell(), number
       problem = None
-      data = b""
+      data: bytes | bytearray = b""
+      rest = b""
+      length = 0
       try:
-        data = f.read(block_bytes)
-        if data and not data.endswith(b"\n"):
-          data += f.readline(MAX_LINE_BYTES)
+        if compressed:
+          data = f.read(block_bytes)
+          length = len(data)
+        else:
+          data, length = buffer, f.readinto(buffer)  # type: ignore[attr-defined]
+        if length and data[length - 1] != _NEWLINE:
+          rest = f.readline(MAX_LINE_BYTES)
         end = f.tell()
-        if len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
-          while (rest := f.readline(1 << 20)) and not rest.endswith(b"\n"):
+        number += data.count(b"\n", 0, length) + rest.endswith(b"\n")
+        if length + len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+          while (more := f.readline(1 << 20)) and not more.endswith(b"\n"):
             pass
           number += 1
       except broken_archive() as e:
         if not compressed:
           raise
         problem = BadRecord(f"the compressed file is cut off or damaged ({e})", reason="compressed file damaged")
-        end = offset + len(data)
-      if not data and problem is None:
+        end = offset + length
+      if not length and problem is None:
         return
       yield Block(
         path=str(path),
         first=first,
         offset=offset,
         length=end - offset,
-        data=data if compressed else None,
+        data=b"".join((data, rest)) if compressed else None,
         problem=problem,
         columns=columns,
         header=header,
@@ -191,7 +200,6 @@ def _line_blocks(path: pathlib.Path, format: str, block_bytes: int, before: int,
       if problem is not None:
         return
       first = False
-      number += data.count(b"\n")
 
 
 def _columns(path: pathlib.Path) -> tuple[tuple[str, ...], bool]:

@@ -16,7 +16,7 @@ from radit_jax.config import CorpusFormat
 from radit_jax.data.corpus.chunks import Limit
 from radit_jax.data.corpus.documents import Document, metadata_of, sectioned
 from radit_jax.data.corpus.formats import Block, read_block
-from radit_jax.data.corpus.serialized import digest, feature, metadata_text, passage
+from radit_jax.data.corpus.serialized import digest, digesting, feature, metadata_text, passage
 from radit_jax.data.corpus.spaced import cut_all
 from radit_jax.data.corpus.table import numbers
 from radit_jax.data.policy import BadRecord, Skipped
@@ -137,12 +137,14 @@ class Scanner:
       identifier = document.id.encode()
       for heading, found in sections:
         metadata = feature("metadata", metadata_text(metadata_of(document, heading)))
-        seen = f"{document.title}\n{heading}\n".encode()
+        seen = digesting(f"{document.title}\n{heading}\n".encode())
         for piece in found:
           name = identifier if single else b"%s/%d" % (identifier, len(records) - first)
           text = piece.encode()
           records.append(passage(name, metadata, text, title))
-          pieces.append(digest(seen + text))
+          state = seen.copy()
+          state.update(text)
+          pieces.append(state.digest())
       names.append(digest(identifier))
       spans.append((first, len(records) - first))
       if "0" <= document.id[-1] <= "9" and (called := _NUMBERED_ID.fullmatch(document.id)):

@@ -16,7 +16,12 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 
 def digest(text: bytes) -> bytes:
   """16 bytes that stand for a text: two that differ have the same with a probability of 2 ** -128."""
-  return hashlib.blake2b(text, digest_size=16).digest()
+  return digesting(text).digest()
+
+
+def digesting(text: bytes) -> "hashlib.blake2b":
+  """:func:`digest` of a text under way, to which more can be added."""
+  return hashlib.blake2b(text, digest_size=16)
 
 
 def feature(name: str, value: bytes) -> bytes:
