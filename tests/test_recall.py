@@ -65,7 +65,7 @@ def test_a_build_below_what_is_wanted_says_what_to_raise_and_a_target_raises_it(
   assert poor["overlap"]["overlap"] < 0.6
   assert poor["overlap"]["advice"].startswith("--leaves-to-search 2 has 0.")
   assert poor["overlap"]["advice"].endswith("--target-recall 0.95 raises it as far as needed")
-  assert poor["search"] == {"leaves_to_search": 1, "reorder": 250}
+  assert poor["search"] == {"leaves_to_search": 1, "reorder": 200}
   queries = scattered(50, 16, seed=1)
   true = exact_top(stored, queries, 10)
 

@@ -111,7 +111,7 @@ class IndexConfig:
       that of one.
     leaves_to_search: partitions a search looks at; None takes an eighth of them. This one, reorder and target_recall
       may be changed later: the index is measured again, not built again.
-    reorder: candidates a search scores by bfloat16 products; None takes 250.
+    reorder: candidates a search scores by bfloat16 products; None takes 200.
     target_recall: overlap@10 with exact search that the two are raised for; None leaves them, and says which to raise
       where it is below 0.95.
     plan: say what it will cost, and do nothing.

@@ -36,7 +36,7 @@ class Wish:
 
   Attributes:
     leaves_to_search: partitions looked at; None takes an eighth of them.
-    reorder: candidates reordered; None takes 250.
+    reorder: candidates reordered; None takes 200.
     target_recall: overlap@10 with exact search that the two are raised for; None leaves them.
   """
 

@@ -34,6 +34,7 @@ class Rows:
   def __init__(self, shards: Sequence[Float[np.ndarray, "n E"]], *, forget: bool = False):
     self._forget = forget
     self._shards = list(shards)
+    self._arrays = [np.asarray(shard) for shard in shards]  # the same, without what a mapped array does at every access
     self._ends = np.cumsum([len(shard) for shard in shards])
     self.shape = (int(self._ends[-1]), int(shards[0].shape[1]))
 
@@ -63,7 +64,7 @@ class Rows:
     for shard in np.unique(number):
       here = np.flatnonzero(number == shard)
       first = self._ends[shard] - len(self._shards[shard])
-      out[here] = self._shards[shard][flat[here] - first]
+      out[here] = self._arrays[shard][flat[here] - first]
       if self._forget:
         _forget(self._shards[shard])
     return out.reshape(*rows.shape, self.shape[1])

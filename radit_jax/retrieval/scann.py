@@ -21,11 +21,11 @@ from radit_jax.errors import UserError
 EXACT_BELOW = 20_000
 #: From this many on, passages are partitioned; below, quantised scores of all of them are fast enough.
 TREE_FROM = 100_000
-#: Dimensions of a block of asymmetric hashing: with 250 candidates reordered, 3 finds more in less time than 2 with 100
-#: (at 200,000 x 768, recall@10 of .993 and .980, 6,900 and 6,000 queries a second), and its codes are a third smaller.
+#: Dimensions of a block of asymmetric hashing: with 200 candidates reordered, 3 finds as much in less time than 2 with
+#: 100 (at 200,000 x 768, recall@10 of .980 with 7,600 and 6,000 queries a second), and its codes are a third smaller.
 BLOCK = 3
 #: Candidates reordered by bfloat16 products, by default.
-REORDER = 250
+REORDER = 200
 #: Points that codebooks are trained on at most. Training holds about five float32 copies of them.
 _TRAINING = 100_000
 #: ScaNN's loader unpickles a file of this name if it finds one. We never write it, and never load a folder that has it.
