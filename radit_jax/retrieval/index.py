@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.retrieval.exact import Stored, exact_top, score_pairs
-from radit_jax.retrieval.metadata import MetadataFilter, Where
+from radit_jax.retrieval.metadata import Allowed, MetadataFilter, Where
 from radit_jax.retrieval.rows import Rows, first_unusable
 from radit_jax.retrieval.scann import ScannCandidates, Settings
 from radit_jax.retrieval.shards import open_shards
@@ -47,14 +46,34 @@ class Index(Protocol):
   def embeddings(self, ids: Int[np.ndarray, "..."]) -> Float[np.ndarray, "... E"]: ...
 
 
+class Candidates(Protocol):
+  """Where likely rows come from; the index scores them anew, whatever they were found by.
+
+  What it returns is in no promised order, -1 stands for none, and fewer than k rows are a question that it cannot
+  answer: the index then searches exactly. Several threads may call it at once.
+  """
+
+  def __call__(self, queries: Float[np.ndarray, "Q E"], k: int) -> Int[np.ndarray, "Q C"]:
+    """More than ``k`` likely rows of every query."""
+
+  def within(
+    self, queries: Float[np.ndarray, "Q E"], k: int, allowed: Allowed
+  ) -> tuple[Int[np.ndarray, "Q C"], Float[np.ndarray, "Q"]]:
+    """Likely rows of a filtered search, others among them perhaps, and what no allowed row beyond them scores above.
+
+    The index returns nothing that is not allowed, and searches exactly where a passage that was not named may be among
+    the best k: so a bound that holds makes the search exact, and -inf makes it as good as the rows are.
+    """
+
+
 class StoredIndex:
-  """An index in a directory; made by :func:`load_index`.
+  """An index in a directory; made by :func:`load_index`. Several threads may search it at once.
 
   Args:
     path: the directory.
     manifest: its manifest, checked.
     stored: ``[N, E]`` embeddings.
-    candidates: ``(queries, k)`` -> ``[Q, C]`` rows, -1 for none; None searches exactly.
+    candidates: ``(queries, k)`` -> ``[Q, C]`` rows, -1 for none, see :class:`Candidates`; None searches exactly.
 
   Attributes:
     manifest: as given.
@@ -67,7 +86,7 @@ class StoredIndex:
     path: pathlib.Path,
     manifest: dict[str, Any],
     stored: Stored,
-    candidates: Callable[[np.ndarray, int], np.ndarray] | None,
+    candidates: Candidates | None,
   ):
     self.manifest = manifest
     self._path = path
@@ -103,8 +122,8 @@ class StoredIndex:
     Args:
       queries: ``[Q, E]`` float32; Q may be 0.
       k: passages per query; those that do not exist are padding.
-      where: only passages whose metadata fields have these values; the filter comes before the top k, and a filtered
-        search is exact.
+      where: only passages whose metadata fields have these values; the filter comes before the top k. Exact on the
+        backends exact, device and milvus; scann looks at ever more passages until k allowed ones are found.
 
     Returns:
       ``[Q, k]`` each.
@@ -125,7 +144,7 @@ class StoredIndex:
     elif where:
       if self._filter is None:
         raise UserError(f"{self._path}: built without metadata, so it cannot be filtered; build it again with metadata")
-      best = exact_top(self.stored, q, k, rows=self._filter.rows(where))
+      best = self._within(q, k, self._filter.allowed(where))
     else:
       best = self._best(q, min(k, len(self)))
     ids = np.full((len(q), k), -1, np.int64)
@@ -135,15 +154,32 @@ class StoredIndex:
   def _best(self, q: Float[np.ndarray, "Q E"], k: int) -> Int[np.ndarray, "Q k"]:
     if self.candidates is None:
       return exact_top(self.stored, q, k)
-    ids = self.candidates(q, k)
-    scores = score_pairs(self.stored, q, ids)
-    order = np.lexsort((ids, -scores), axis=-1)[:, :k]
-    ids = np.take_along_axis(ids, order, axis=1)
+    ids, _ = self._ranked(q, self.candidates(q, k), k)
     # The partitions looked at can hold fewer than k passages. A hole would read as "no such passage", so look at all.
     short = (ids < 0).any(axis=1)
     if short.any():
       ids[short] = exact_top(self.stored, q[short], k)
     return ids
+
+  def _within(self, q: Float[np.ndarray, "Q E"], k: int, allowed: Allowed) -> Int[np.ndarray, "Q k"]:
+    k = min(k, len(allowed))
+    if self.candidates is None or k == 0:
+      return exact_top(self.stored, q, max(k, 1), rows=allowed.rows)
+    found, beyond = self.candidates.within(q, k, allowed)
+    ids, worst = self._ranked(q, allowed.only(found), k)
+    unsure = (ids < 0).any(axis=1) | (worst <= beyond)
+    if unsure.any():
+      ids[unsure] = exact_top(self.stored, q[unsure], k, rows=allowed.rows)
+    return ids
+
+  def _ranked(
+    self, q: Float[np.ndarray, "Q E"], ids: Int[np.ndarray, "Q C"], k: int
+  ) -> tuple[Int[np.ndarray, "Q k"], Float[np.ndarray, "Q"]]:
+    """The k best of candidates, -1 where there are fewer, and the score of the last one."""
+    ids = np.pad(ids, ((0, 0), (0, max(0, k - ids.shape[1]))), constant_values=-1)
+    scores = score_pairs(self.stored, q, ids)
+    order = np.lexsort((ids, -scores), axis=-1)[:, :k]
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order[:, -1:], axis=1)[:, 0]
 
 
 def load_index(

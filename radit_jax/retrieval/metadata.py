@@ -1,14 +1,17 @@
 """Passage metadata beside an index: which rows a filter allows."""
 
 import array
+import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from radit_jax import files
 from radit_jax.errors import UserError
@@ -16,6 +19,31 @@ from radit_jax.errors import UserError
 Value = str | int | float | bool
 #: Field of the passage metadata -> the value it must have, or the values it may have.
 Where = Mapping[str, Value | Sequence[Value]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Allowed:
+  """What a filtered search may return.
+
+  Attributes:
+    mask: ``[N]`` bool, True for a row that it may.
+    codes: field -> numbers of the values that it may have there, see :meth:`MetadataFilter.codes`.
+  """
+
+  mask: Bool[np.ndarray, "N"]
+  codes: Mapping[str, Sequence[int]]
+
+  @functools.cached_property
+  def rows(self) -> Int[np.ndarray, "M"]:
+    """The rows, ascending."""
+    return np.flatnonzero(self.mask)
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def only(self, ids: Int[np.ndarray, "Q C"]) -> Int[np.ndarray, "Q C"]:
+    """The ids with -1 in place of those that are not allowed."""
+    return np.where((ids >= 0) & self.mask[np.maximum(ids, 0)], ids, -1)
 
 
 def write_metadata(path: pathlib.Path, metadata: Iterable[Mapping[str, Value]]) -> int:
@@ -49,39 +77,58 @@ class MetadataFilter:
     self._path = pathlib.Path(path)
     self._sha256 = sha256
     self._count = count
-    self._fields: dict[str, dict[Value, np.ndarray]] = {}
+    self._fields: dict[str, dict[Value, tuple[int, np.ndarray]]] = {}
+    self._lock = threading.Lock()
 
-  def rows(self, where: Where) -> Int[np.ndarray, "M"]:
-    """Rows that agree with every field of the filter, ascending; none if no row does.
+  def allowed(self, where: Where) -> Allowed:
+    """Rows that agree with every field of the filter; none if no row does.
 
     Raises:
       UserError: a field that no row has, a value that is neither string nor number, or a file that has changed.
     """
-    allowed = np.ones(self._count, bool)
+    mask = np.ones(self._count, bool)
+    codes = {}
     for field, wanted in where.items():
       values = [wanted] if isinstance(wanted, (str, int, float)) else list(wanted)
       if bad := [v for v in values if not isinstance(v, (str, int, float))]:
         raise UserError(f"where: {field} = {bad[0]!r}; compare with a string, a number, or a list of them")
       by_value = self._field(field)
       matches = np.zeros(self._count, bool)
+      codes[field] = sorted({by_value[value][0] for value in values if value in by_value})
       for value in values:
-        matches[by_value.get(value, np.empty(0, np.int64))] = True
-      allowed &= matches
-    return np.flatnonzero(allowed)
+        if value in by_value:
+          matches[by_value[value][1]] = True
+      mask &= matches
+    return Allowed(mask, codes)
 
-  def _field(self, field: str) -> dict[Value, np.ndarray]:
-    if field not in self._fields:
-      rows: dict[Value, array.array[int]] = {}
-      others: set[str] = set()
-      for row, entry in enumerate(self._read()):
-        others.update(entry)
-        if field in entry:
-          rows.setdefault(entry[field], array.array("q")).append(row)
-      if not rows:
-        known = sorted(others)
-        raise UserError(f"where: no passage has the metadata field {field!r}; there are: {', '.join(known) or 'none'}")
-      self._fields[field] = {value: np.array(r, np.int64) for value, r in rows.items()}
-    return self._fields[field]
+  @functools.cached_property
+  def fields(self) -> tuple[str, ...]:
+    """Every field that a row has, in alphabetical order."""
+    return tuple(sorted({field for entry in self._read() for field in entry}))
+
+  def codes(self, field: str) -> Int[np.ndarray, "N"]:
+    """The field's value in each row as a number: values are counted in the order of their first rows; -1 for none."""
+    out = np.full(self._count, -1, np.int64)
+    for code, rows in self._field(field).values():
+      out[rows] = code
+    return out
+
+  def _field(self, field: str) -> dict[Value, tuple[int, np.ndarray]]:
+    """Value -> its number and its rows."""
+    with self._lock:  # of several callers, one reads the file
+      if field not in self._fields:
+        rows: dict[Value, array.array[int]] = {}
+        others: set[str] = set()
+        for row, entry in enumerate(self._read()):
+          others.update(entry)
+          if field in entry:
+            rows.setdefault(entry[field], array.array("q")).append(row)
+        if not rows:
+          known = ", ".join(sorted(others)) or "none"
+          raise UserError(f"where: no passage has the metadata field {field!r}; there are: {known}")
+        numbered = enumerate(rows.items())
+        self._fields[field] = {value: (code, np.array(at, np.int64)) for code, (value, at) in numbered}
+      return self._fields[field]
 
   def _read(self) -> Iterator[dict[str, Value]]:
     if not self._path.is_file() or files.sha256_file(self._path) != self._sha256:

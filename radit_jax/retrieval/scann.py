@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 import radit_jax
 from radit_jax.errors import UserError
+from radit_jax.retrieval.metadata import Allowed
 
 #: Below this many passages all are compared: at 20,000 x 384 that takes a few milliseconds a query.
 EXACT_BELOW = 20_000
@@ -28,6 +29,10 @@ BLOCK = 3
 REORDER = 200
 #: Points that codebooks are trained on at most. Training holds about five float32 copies of them.
 _TRAINING = 100_000
+#: Fewer allowed passages than this, or a smaller share of all, and a filtered search compares all that are allowed.
+EXACT_WITHIN, _LEAST_SHARE = 20_000, 1 / 16
+#: Rows of a query that a filtered search asks for at most, before it compares all that are allowed.
+_MOST_FILTERED = 4096
 #: ScaNN's loader unpickles a file of this name if it finds one. We never write it, and never load a folder that has it.
 PICKLED = "scann_docids.pkl"
 
@@ -195,6 +200,23 @@ class ScannCandidates:
         kept = np.argpartition(-likeness, wanted - 1, axis=1)[:, :wanted]
         best, likeness = np.take_along_axis(best, kept, axis=1), np.take_along_axis(likeness, kept, axis=1)
     return np.pad(best, ((0, 0), (0, wanted - best.shape[1])), constant_values=-1)
+
+  def within(
+    self, queries: Float[np.ndarray, "Q E"], k: int, allowed: Allowed
+  ) -> tuple[Int[np.ndarray, "Q C"], Float[np.ndarray, "Q"]]:
+    """Ever more rows until k allowed ones are among them; none where comparing all allowed ones costs less."""
+    share = len(allowed) / len(allowed.mask)
+    found, nothing_known = np.full((len(queries), k), -1, np.int64), np.full(len(queries), -np.inf)
+    if len(allowed) < EXACT_WITHIN or share < _LEAST_SHARE:
+      return found, nothing_known
+    wanted, short = math.ceil(2 * k / share), np.arange(len(queries))
+    while len(short) and wanted <= max(_MOST_FILTERED, 4 * k):
+      ids = allowed.only(self(queries[short], min(wanted, len(allowed.mask))))
+      found = np.pad(found, ((0, 0), (0, max(0, ids.shape[1] - found.shape[1]))), constant_values=-1)
+      found[short, : ids.shape[1]] = ids
+      short = short[(ids >= 0).sum(axis=1) < k]
+      wanted *= 4
+    return found, nothing_known
 
 
 def load_searcher(directory: pathlib.Path) -> Any:
