@@ -23,11 +23,11 @@ FREE = (
   "verify",
   "mesh.data",
 )
-#: Batches of work without gradients, the number of processes, and what a whole run shows beside its main rows: free
-#: too, by their full names.
+#: Batches of work without gradients, the number of processes, where a server is, and what a whole run shows beside its
+#: main rows: free too, by their full names.
 FREE_NAMES = (
   *("batch_size", "encode_batch_size", "score_batch_size", "answer_batch_size"),
-  *("controls", "tune", "processes"),
+  *("controls", "tune", "processes", "milvus_uri"),
 )
 
 

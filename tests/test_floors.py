@@ -56,6 +56,8 @@ HEAVY = {
   "huggingface_hub",
   "markitdown",
   "bm25s",
+  "pymilvus",
+  "grpc",
 }
 #: Besides these, nothing is imported by floor 8 before its verb is known.
 LIGHT = {
@@ -155,6 +157,7 @@ def test_what_is_imported_is_declared():
     *project["optional-dependencies"]["gcs"],
     *project["optional-dependencies"]["office"],
     *project["optional-dependencies"]["bm25"],
+    *project["optional-dependencies"]["milvus"],
   ]
   declared = {re.match(r"[\w.-]+", line)[0].lower().replace("-", "_") for line in lines}
   distributions = importlib.metadata.packages_distributions()

@@ -23,6 +23,7 @@ from radit_jax.config.shared import (
   check_master_dtype,
   corpus_limits,
   local_paths,
+  milvus_address,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -82,6 +83,7 @@ class RunConfig:
     on_error: "strict" stops at the first bad line of a file, "skip" counts and leaves out bad lines.
     tune: which tunings to run; rows of the other one stay empty.
     backend: search index.
+    milvus_uri: address of the server, for the backend milvus; see `index`.
     k: passages retrieved, scored and mixed.
     k_train: passages per example in generator tuning (the paper's k̃).
     teacher: generator whose scores tune the retriever: "base" (the paper's), "tuned" (after RALT), or a directory.
@@ -128,6 +130,7 @@ class RunConfig:
   on_error: OnError = "strict"
   tune: Literal["both", "generator", "retriever"] = "both"
   backend: Backend = "scann"
+  milvus_uri: str | None = None
   k: int = 10
   k_train: int = 3
   teacher: str = "base"
@@ -161,6 +164,7 @@ class RunConfig:
       at_least(self, name, 1)
     above(self, "lm_temperature", 0)
     corpus_limits(self)
+    milvus_address(self)
     if self.teacher == "tuned" and self.tune == "retriever":
       raise UserError("RunConfig: teacher tuned needs the generator tuned, which tune retriever leaves out")
     if self.controls and self.retriever_tuning.loop.accumulate > 1:

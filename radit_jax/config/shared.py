@@ -54,7 +54,7 @@ QuestionFormat = Literal[
   "yahoo_answers_qa",
 ]
 OnError = Literal["strict", "skip"]
-Backend = Literal["scann", "exact"]
+Backend = Literal["scann", "exact", "device", "milvus"]
 StoredDtype = Literal["float32", "float16"]
 Verify = Literal["full", "sizes"]
 LossName = Literal["lsr", "contrastive"]
@@ -99,6 +99,20 @@ def one_of(config: object, name: str, allowed: object) -> None:
   value = getattr(config, name)
   if value not in choices:
     raise UserError(f"{type(config).__name__}.{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
+def milvus_address(config: Any) -> None:
+  """What is said of a Milvus: an address with the backend milvus, none without, and no password in it."""
+  name, uri = f"{type(config).__name__}.milvus_uri", config.milvus_uri
+  if (uri is None) == (config.backend == "milvus"):
+    raise UserError(f"{name} = {uri!r} with backend {config.backend!r}: the backend milvus needs it, no other has one")
+  if uri is None:
+    return
+  scheme, found, rest = uri.partition("://")
+  if "@" in rest.partition("/")[0]:
+    raise UserError(f"{name}: holds a user or a password, which every index would keep; put them into MILVUS_TOKEN")
+  if scheme not in ("http", "https") or not found or not rest.strip("/"):
+    raise UserError(f"{name} = {uri!r}: must be http://HOST:PORT or https://HOST:PORT")
 
 
 def corpus_limits(config: object) -> None:

@@ -28,6 +28,7 @@ from radit_jax.config.shared import (
   check_master_dtype,
   corpus_limits,
   local_paths,
+  milvus_address,
   one_of,
 )
 from radit_jax.errors import UserError
@@ -105,13 +106,17 @@ class IndexConfig:
     encoder: Hugging Face directory of the passage encoder.
     embeddings: directory the embedding shards are written into.
     index: directory the index is written into.
-    backend: "scann", or "exact" (the oracle, and the path where ScaNN has no wheel).
+    backend: "scann"; "exact" (the oracle, and the path where ScaNN has no wheel); "device" (in the memory of the
+      accelerators, over all of the mesh); or "milvus" (a server, see milvus_uri).
+    device_dtype: of the embeddings on the accelerators; "float32" orders by all digits, in twice the memory.
+    milvus_uri: address of the Milvus, such as http://localhost:19530; its token is read from MILVUS_TOKEN. May be
+      changed later, where the collection has moved.
     stored_dtype: of the embeddings on disk; "float16" takes half the space.
     shard_passages: passages of one ScaNN searcher at most; above, several are built one after the other, and memory is
       that of one.
-    leaves_to_search: partitions a search looks at; None takes an eighth of them. This one, reorder and target_recall
-      may be changed later: the index is measured again, not built again.
-    reorder: candidates a search scores by bfloat16 products; None takes 200.
+    leaves_to_search: partitions that ScaNN or Milvus looks at; None takes an eighth of them. This one, reorder and
+      target_recall may be changed later: the index is measured again, not built again.
+    reorder: candidates a search scores anew; None takes 200.
     target_recall: overlap@10 with exact search that the two are raised for; None leaves them, and says which to raise
       where it is below 0.95.
     plan: say what it will cost, and do nothing.
@@ -127,6 +132,8 @@ class IndexConfig:
   embeddings: str
   index: str
   backend: Backend = "scann"
+  device_dtype: Dtype = "bfloat16"
+  milvus_uri: str | None = None
   stored_dtype: StoredDtype = "float32"
   shard_passages: int = 2_000_000
   leaves_to_search: int | None = None
@@ -147,6 +154,8 @@ class IndexConfig:
     if self.plan_rate is not None:
       above(self, "plan_rate", 0)
     one_of(self, "backend", Backend)
+    one_of(self, "device_dtype", Dtype)
+    milvus_address(self)
     one_of(self, "stored_dtype", StoredDtype)
     if self.target_recall is not None and not 0 < self.target_recall <= 1:
       raise UserError(f"IndexConfig.target_recall = {self.target_recall}: must be above 0 and at most 1")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from radit_jax import files
-from radit_jax.config import Backend
+from radit_jax import files, hosts
+from radit_jax.config import Backend, Dtype
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval import scann
-from radit_jax.retrieval.index import METADATA, open_index, shard_directory
-from radit_jax.retrieval.metadata import Value, write_metadata
+from radit_jax.retrieval import milvus, scann
+from radit_jax.retrieval.index import BACKENDS, METADATA, open_index, shard_directory
+from radit_jax.retrieval.metadata import MetadataFilter, Value, write_metadata
 from radit_jax.retrieval.recall import tune
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.shards import open_shards, shard_name
@@ -54,6 +54,8 @@ def build_index(
   fields: Mapping[str, Any] | None = None,
   shard_passages: int = SHARD_PASSAGES,
   wish: Wish = Wish(),
+  device_dtype: Dtype = "bfloat16",
+  milvus_uri: str | None = None,
   progress: Progress = silent,
 ) -> dict[str, Any]:
   """Builds an index and writes its directory, whole or not at all.
@@ -66,12 +68,14 @@ def build_index(
     embeddings: ``[N, E]`` finite array, or a directory that ``embed_passages`` made: its fingerprints are taken over,
       and its files too, as second names of the same content where the file system can do that.
     path: the directory; one that exists is replaced.
-    backend: ``"scann"``, or ``"exact"`` which reads every embedding for every query.
+    backend: ``"scann"``, ``"exact"`` which reads every embedding for every query, ``"device"``, or ``"milvus"``.
     metadata: one mapping per row, field -> string or number, for ``search(where=...)``; read once.
     fields: kept in the manifest. ``encoder_fingerprint`` and ``passages_fingerprint`` come from here if ``embeddings``
       is an array.
     shard_passages: passages of one searcher at most; all shards are about equally large.
     wish: how thoroughly to search.
+    device_dtype: that the backend device holds the embeddings in.
+    milvus_uri: address of the server of the backend milvus.
     progress: told after every shard and measurement.
 
   Returns:
@@ -82,12 +86,16 @@ def build_index(
     UserError: no embeddings, one that is not finite (row named), metadata of another length or with other values, or a
       build whose process died.
   """
-  if backend not in ("scann", "exact"):
-    raise UserError(f'backend = {backend!r}: must be "scann" or "exact"')
+  if backend not in BACKENDS:
+    raise UserError(f"backend = {backend!r}: must be one of {', '.join(map(repr, BACKENDS))}")
+  if (milvus_uri is None) == (backend == "milvus"):
+    raise UserError(f"milvus_uri = {milvus_uri!r}: the backend milvus needs it, and {backend!r} is asked for")
   final = pathlib.Path(path)
   work = final.parent / f".{final.name}.partial"
   try:
-    manifest = _build(embeddings, work, backend, metadata, fields or {}, shard_passages, wish, progress)
+    manifest = _build(
+      embeddings, work, backend, metadata, fields or {}, shard_passages, wish, device_dtype, milvus_uri, progress
+    )
   except (UserError, OSError):
     if not any(work.glob(shard_directory(0)[:-1] + "*")):  # nothing that the next call could go on from
       shutil.rmtree(work, ignore_errors=True)
@@ -96,8 +104,16 @@ def build_index(
   return manifest
 
 
-def tune_index(path: str | os.PathLike[str], wish: Wish, *, progress: Progress = silent) -> None:
+def tune_index(
+  path: str | os.PathLike[str], wish: Wish, *, milvus_uri: str | None = None, progress: Progress = silent
+) -> None:
   """Changes how thoroughly an index searches, measures it, and notes both; nothing is built anew.
+
+  Args:
+    path: of the index.
+    wish: how thoroughly to search.
+    milvus_uri: where its collection is now; None where it was.
+    progress: told after every measurement.
 
   Raises:
     UserError: a damaged index.
@@ -105,7 +121,8 @@ def tune_index(path: str | os.PathLike[str], wish: Wish, *, progress: Progress =
   root = pathlib.Path(path)
   manifest = files.read_manifest(root, "index", verify="full")
   listed, kind = manifest.pop("files"), manifest.pop("kind")
-  manifest = _measured(root, {**manifest, "files": listed}, wish, progress)
+  moved = {} if milvus_uri is None else {"milvus_uri": milvus_uri}
+  manifest = _measured(root, {**manifest, **moved, "files": listed}, wish, progress)
   files.write_json(root / files.MANIFEST, {"kind": kind, **manifest, "files": listed})
 
 
@@ -117,6 +134,8 @@ def _build(
   fields: Mapping[str, Any],
   shard_passages: int,
   wish: Wish,
+  device_dtype: Dtype,
+  milvus_uri: str | None,
   progress: Progress,
 ) -> dict[str, Any]:
   """Fills the directory of the work."""
@@ -131,8 +150,10 @@ def _build(
   number = -(-count // shard_passages) if backend == "scann" else 1
   edges = [count * n // number for n in range(number + 1)]
   parameters = scann.choose(-(-count // number)) if backend == "scann" else {}
+  if backend == "device":
+    parameters = {"method": "device", "dtype": device_dtype}
   versions = {"numpy": np.__version__, "radit_jax": _version("radit_jax")}
-  if parameters.get("method", "exact") != "exact":
+  if backend == "scann" and parameters["method"] != "exact":
     versions["scann"] = _version("scann")
     for n in range(number):
       if n not in done:
@@ -146,6 +167,12 @@ def _build(
     known |= {name: sha256 for entry in done.values() for name, sha256 in entry["files"].items()}
   if metadata is not None and (described := write_metadata(work / METADATA, metadata)) != count:
     raise UserError(f"metadata of {described} passages against {count} embeddings: one mapping per row is needed")
+  described_by = None if metadata is None else files.sha256_file(work / METADATA)
+  if milvus_uri is not None:
+    known_values = None if described_by is None else MetadataFilter(work / METADATA, described_by, count)
+    fingerprint = f"{digest.hexdigest()} {described_by}"
+    parameters = milvus.fill(milvus_uri, rows, fingerprint, known_values, progress=progress)
+    versions["pymilvus"] = _version("pymilvus")
   manifest = {
     **fields,
     "backend": backend,
@@ -155,8 +182,9 @@ def _build(
     "shards": source["shards"],
     **{name: source.get(name) or fields.get(name) for name in ("encoder_fingerprint", "passages_fingerprint")},
     "embeddings_fingerprint": digest.hexdigest(),
-    "metadata_fingerprint": None if metadata is None else files.sha256_file(work / METADATA),
+    "metadata_fingerprint": described_by,
     "parameters": parameters,
+    "milvus_uri": milvus_uri,
     "index_shards": [[first, stop - first] for first, stop in itertools.pairwise(edges)],
     "versions": versions,
     "build": {
@@ -178,7 +206,8 @@ def _measured(root: pathlib.Path, manifest: dict[str, Any], wish: Wish, progress
     settings = dataclasses.replace(settings, leaves_to_search=min(wish.leaves_to_search, parameters["leaves"]))
   settings = dataclasses.replace(settings, reorder=wish.reorder or settings.reorder)
   manifest = {**manifest, "search": dataclasses.asdict(settings), "wish": dataclasses.asdict(wish), "overlap": None}
-  if parameters.get("method", "exact") != "exact":
+  # Several processes hold the rows of one search on devices; here is only the first of them.
+  if parameters.get("method", "exact") != "exact" and (manifest["backend"] != "device" or hosts.count() == 1):
     index = open_index(root, manifest, resident=len(manifest["index_shards"]) == 1, forget=True)
     settings, overlap = tune(index, parameters, settings, wish.target_recall, progress=progress)
     manifest |= {"search": dataclasses.asdict(settings), "overlap": dataclasses.asdict(overlap)}

@@ -3,20 +3,26 @@
 import dataclasses
 import os
 import pathlib
+import typing
 from typing import Any, Protocol
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from radit_jax import files
+from radit_jax.config import Backend
 from radit_jax.errors import UserError
+from radit_jax.retrieval.device import DeviceCandidates
 from radit_jax.retrieval.exact import Stored, exact_top, score_pairs
 from radit_jax.retrieval.metadata import Allowed, MetadataFilter, Where
+from radit_jax.retrieval.milvus import MilvusCandidates
 from radit_jax.retrieval.rows import Rows, first_unusable
 from radit_jax.retrieval.scann import ScannCandidates, Settings
 from radit_jax.retrieval.shards import open_shards
 
 METADATA = "metadata.jsonl"
+BACKENDS: tuple[str, ...] = typing.get_args(Backend)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +58,9 @@ class Candidates(Protocol):
   What it returns is in no promised order, -1 stands for none, and fewer than k rows are a question that it cannot
   answer: the index then searches exactly. Several threads may call it at once.
   """
+
+  def with_settings(self, settings: Settings) -> "Candidates":
+    """The same, searching as thoroughly as these settings say."""
 
   def __call__(self, queries: Float[np.ndarray, "Q E"], k: int) -> Int[np.ndarray, "Q C"]:
     """More than ``k`` likely rows of every query."""
@@ -97,6 +106,11 @@ class StoredIndex:
 
   def __len__(self) -> int:
     return len(self.stored)
+
+  @property
+  def together(self) -> bool:
+    """Whether all processes of the run must search, each with the same queries: its rows lie with all of them."""
+    return isinstance(self.candidates, DeviceCandidates) and self.candidates.together
 
   def embeddings(self, ids: Int[np.ndarray, "..."]) -> Float[np.ndarray, "... E"]:
     """Stored embeddings of rows.
@@ -188,6 +202,7 @@ def load_index(
   verify: str = "full",
   encoder_fingerprint: str | None = None,
   resident: bool = True,
+  mesh: Mesh | None = None,
 ) -> StoredIndex:
   """Opens an index. Nothing in its files is executed or unpickled.
 
@@ -195,10 +210,12 @@ def load_index(
     path: directory made by :func:`radit_jax.retrieval.build.build_index`.
     verify: ``"full"`` checks SHA-256 of every file, ``"sizes"`` only that each is there with its size.
     encoder_fingerprint: of the passage encoder that queries are to be held against.
-    resident: keep the searchers of all shards in memory; otherwise every search reads one after the other.
+    resident: keep ScaNN's searchers of all shards in memory; otherwise every search reads one after the other.
+    mesh: that the backend device spreads its rows over; None takes all devices.
 
   Raises:
-    UserError: a damaged or missing file (named), or an index that another encoder built (both fingerprints named).
+    UserError: a damaged or missing file (named), an index that another encoder built (both fingerprints named), or a
+      Milvus that does not answer, or whose collection is not this index's.
   """
   root = pathlib.Path(path)
   manifest = files.read_manifest(root, "index", verify=verify)
@@ -211,18 +228,27 @@ def load_index(
       f"{root}: built by the encoder {(built_by or 'unknown')[:12]}, not by {encoder_fingerprint[:12]}; "
       "build the index again with this encoder, or use the encoder it was built by"
     )
-  return open_index(root, manifest, resident=resident)
+  return open_index(root, manifest, resident=resident, mesh=mesh)
 
 
-def open_index(root: pathlib.Path, manifest: dict[str, Any], *, resident: bool, forget: bool = False) -> StoredIndex:
+def open_index(
+  root: pathlib.Path, manifest: dict[str, Any], *, resident: bool, forget: bool = False, mesh: Mesh | None = None
+) -> StoredIndex:
   """The index of a manifest that has been checked; ``forget`` is for :class:`radit_jax.retrieval.rows.Rows`."""
   stored = Rows(open_shards(root, manifest), forget=forget)
-  if manifest["backend"] not in ("scann", "exact"):
-    raise UserError(f'{root / files.MANIFEST}: backend {manifest["backend"]!r}; this version knows "scann" and "exact"')
-  if manifest["parameters"].get("method", "exact") == "exact":
-    return StoredIndex(root, manifest, stored, None)
-  shards = [(root / shard_directory(n), first) for n, (first, _) in enumerate(manifest["index_shards"])]
-  return StoredIndex(root, manifest, stored, ScannCandidates(shards, Settings(**manifest["search"]), resident=resident))
+  backend, parameters, settings = manifest["backend"], manifest["parameters"], Settings(**manifest["search"])
+  if backend not in BACKENDS:
+    known = ", ".join(map(repr, BACKENDS))
+    raise UserError(f"{root / files.MANIFEST}: backend {backend!r}; this version knows {known}")
+  candidates: Candidates | None = None
+  if backend == "device":
+    candidates = DeviceCandidates(stored, parameters["dtype"], settings, mesh=mesh)
+  elif backend == "milvus":
+    candidates = MilvusCandidates(manifest["milvus_uri"], parameters, settings, stored.shape)
+  elif parameters.get("method", "exact") != "exact":
+    shards = [(root / shard_directory(n), first) for n, (first, _) in enumerate(manifest["index_shards"])]
+    candidates = ScannCandidates(shards, settings, resident=resident)
+  return StoredIndex(root, manifest, stored, candidates)
 
 
 def shard_directory(number: int) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.exact import Stored, exact_top, score_pairs
 from radit_jax.retrieval.index import StoredIndex
-from radit_jax.retrieval.scann import ScannCandidates, Settings
+from radit_jax.retrieval.scann import Settings
 
 #: Passages that are searched with, and how many of their neighbours are compared.
 QUERIES, NEIGHBOURS = 1000, 10
@@ -59,7 +59,7 @@ def tune(
   """
   sample = Sample(index.stored)
   searchers = index.candidates
-  assert isinstance(searchers, ScannCandidates)
+  assert searchers is not None
   measured = 0
 
   def overlap(asked: Settings) -> float:

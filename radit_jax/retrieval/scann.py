@@ -43,7 +43,7 @@ class Settings:
 
   Attributes:
     leaves_to_search: partitions looked at, of those a shard has; None where there are none.
-    reorder: candidates that are reordered by bfloat16 products.
+    reorder: candidates that are scored by better products than they were found by.
   """
 
   leaves_to_search: int | None

@@ -16,7 +16,7 @@ from radit_jax.retrieval.embed import embed_passages
 from radit_jax.sharding import make_mesh
 
 #: Options that change how an index is searched, or nothing at all, and so are no part of what made it.
-_BESIDE = ("index", "plan", "plan_passages", "plan_rate", "leaves_to_search", "reorder", "target_recall")
+_BESIDE = ("index", "plan", "plan_passages", "plan_rate", "leaves_to_search", "reorder", "target_recall", "milvus_uri")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class IndexResult:
     num_passages: passages in it.
     dimension: embedding width E.
     backend: search backend.
-    method: what the backend does at this size: "exact", "quantized" or "tree".
+    method: what the backend does at this size: "exact", "quantized", "tree", "device" or "milvus".
     overlap: what the index found of what exact search finds, see :class:`radit_jax.retrieval.recall.Overlap`; None
       where the search is exact.
   """
@@ -67,7 +67,7 @@ def index(config: IndexConfig, *, progress: Progress = silent) -> IndexResult | 
   store = PassageStore(config.passages)
   inputs = {"passages": store.fingerprint, "encoder": fingerprint(config.encoder, config.embedding)}
   wanted = runs.recipe(config, inputs=inputs)
-  for name in _BESIDE:
+  for name in (*_BESIDE, *(() if config.backend == "device" else ("device_dtype",))):
     wanted["options"].pop(name, None)
   wish = Wish(config.leaves_to_search, config.reorder, config.target_recall)
   if not runs.finished(config.index, "index", wanted):
@@ -82,13 +82,15 @@ def index(config: IndexConfig, *, progress: Progress = silent) -> IndexResult | 
           fields={"recipe": wanted},
           shard_passages=config.shard_passages,
           wish=wish,
+          device_dtype=config.device_dtype,
+          milvus_uri=config.milvus_uri,
           progress=progress,
         )
   manifest = files.read_manifest(config.index, "index")
-  if manifest["wish"] != dataclasses.asdict(wish):
+  if manifest["wish"] != dataclasses.asdict(wish) or manifest.get("milvus_uri") != config.milvus_uri:
     with hosts.one_writes() as mine:
       if mine:
-        tune_index(config.index, wish, progress=progress)
+        tune_index(config.index, wish, milvus_uri=config.milvus_uri, progress=progress)
     manifest = files.read_manifest(config.index, "index")
   method = manifest["parameters"].get("method", "exact")
   size = manifest["count"], manifest["dim"]

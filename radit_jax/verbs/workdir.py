@@ -299,6 +299,7 @@ class Workdir:
       embeddings=self._path("embeddings"),
       index=self._path("index"),
       backend=c.backend,
+      milvus_uri=c.milvus_uri,
       batch_size=c.encode_batch_size,
       embedding=c.embedding,
       mesh=c.mesh,
