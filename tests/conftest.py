@@ -52,6 +52,15 @@ def mesh8() -> Mesh:
 
 
 @pytest.fixture(scope="session")
+def milvus_uri(tmp_path_factory) -> Iterator[str]:
+  """Address of a Milvus that listens on this machine."""
+  from milvus_server import running
+
+  with running(tmp_path_factory.mktemp("milvus")) as uri:
+    yield uri
+
+
+@pytest.fixture(scope="session")
 def parts(tmp_path_factory) -> dict[str, str]:
   """Corpus, questions, and two untrained models as Hugging Face directories."""
   from tiny import make_parts

@@ -307,7 +307,9 @@ def connect(uri: str) -> Any:
     ) from None
   logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what it logs with its traceback, it raises too
   with _told(uri, "cannot be reached"):
-    return pymilvus.MilvusClient(uri, token=os.environ.get(TOKEN, ""), timeout=CONNECT_S)
+    # pymilvus asks every ten seconds whether an idle server is there, for which Lite ends the connection.
+    seldom = {"grpc.keepalive_time_ms": 300_000, "grpc.keepalive_permit_without_calls": False}
+    return pymilvus.MilvusClient(uri, token=os.environ.get(TOKEN, ""), timeout=CONNECT_S, grpc_options=seldom)
 
 
 @contextlib.contextmanager

@@ -73,8 +73,9 @@ def choose(count: int) -> dict[str, Any]:
 
 
 def default_settings(parameters: dict[str, Any]) -> Settings:
-  """Settings of a new index: an eighth of the partitions."""
-  return Settings(math.ceil(parameters["leaves"] / 8) if "leaves" in parameters else None)
+  """Settings of a new index: an eighth of the partitions, and few candidates where products are not rounded."""
+  plain = parameters.get("index_type") in ("FLAT", "IVF_FLAT")
+  return Settings(math.ceil(parameters["leaves"] / 8) if "leaves" in parameters else None, 1 if plain else REORDER)
 
 
 def build_shard(

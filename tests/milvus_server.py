@@ -1,0 +1,37 @@
+"""Milvus Lite as a server of its own, which tests talk to over TCP."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+
+def free_port() -> int:
+  """A port of this machine that nobody listens on."""
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(directory, port: int | None = None) -> Iterator[str]:
+  """Starts a server on a directory, waits until it listens, yields its address, and ends it."""
+  pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+  port = free_port() if port is None else port
+  command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(directory / "data")]
+  with open(directory / "log", "a") as log:
+    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
+    try:
+      for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+          break
+        assert process.poll() is None, (directory / "log").read_text()
+        time.sleep(0.1)
+      yield f"http://127.0.0.1:{port}"
+    finally:
+      process.kill()
+      process.wait()
