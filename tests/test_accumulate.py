@@ -59,7 +59,7 @@ def padded():
 def packed():
   """Four parts of four examples, four rows each: example b lies in row b with all its prompts."""
   table = prompts(np.random.default_rng(0))
-  rows = [[(b * K + j, row) for j, row in enumerate(own) if row is not None] for b, own in enumerate(table)]
+  rows = [[[(b * K + j, row)] for j, row in enumerate(own) if row is not None] for b, own in enumerate(table)]
   mask = np.array([[row is not None for row in own] for own in table])
   return packed_to_batch(rows, mask, num_tokens=48, num_answer_tokens=16)
 

@@ -98,9 +98,11 @@ def test_packed_rows_draw_by_weight_too(rng):
   seen = collections.Counter(sets_of(mixture, [e for batch in plan for e in batch.examples]).tolist())
   assert seen == {0: 320, 1: 320}
   for batch in plan:
-    lengths = [sum(packing.each[batch.examples[b], j] for b, j in row) for row in batch.rows]
+    lengths = [sum(packing.each[batch.examples[b], j] for [(b, j)] in row) for row in batch.rows]
     assert max(lengths) <= 128
-    assert sorted(p for row in batch.rows for p in row) == [(b, j) for b in range(len(batch.examples)) for j in (0, 1)]
+    assert sorted(p for row in batch.rows for [p] in row) == [
+      (b, j) for b in range(len(batch.examples)) for j in (0, 1)
+    ]
 
 
 def test_a_manifest_keeps_it():

@@ -11,8 +11,9 @@ from test_batches import K, equal, world  # noqa: F401
 
 from radit_jax import sharding
 from radit_jax.data.batches import row_lengths
-from radit_jax.data.packing import PackedPlan, Packing, fill, packed_in_order, tightest
-from radit_jax.data.plan import RunPlan
+from radit_jax.data.groups import Prefixes
+from radit_jax.data.packing import PackedPlan, Packing, fill, packed_in_order, tightest, with_prefixes
+from radit_jax.data.plan import RunPlan, epoch_order
 from radit_jax.errors import UserError
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.parallel_context import answer_log_likelihoods
@@ -30,6 +31,7 @@ def squad_like(count, k, seed=0):
 
 def check(packing, batches):
   """What every packed plan keeps, in plain loops."""
+  prefixes = packing.prefixes
   seen = []
   share = packing.batch_size // packing.parts
   for batch in batches:
@@ -37,8 +39,14 @@ def check(packing, batches):
     assert len(batch.rows) % (packing.shards * packing.parts) == 0
     own_rows = len(batch.rows) // packing.parts
     placed = set()
-    for r, row in enumerate(batch.rows):
-      assert sum(packing.each[batch.examples[b], j] for b, j in row) <= packing.row_tokens
+    for r, groups in enumerate(batch.rows):
+      row = [at for group in groups for at in group]
+      tokens = sum(packing.each[batch.examples[b], j] for b, j in row)
+      for group in groups:
+        begins = [] if prefixes is None else [prefixes[batch.examples[b], j] for b, j in group]
+        assert len(group) == 1 or (begins[0].tokens > 0 and len({int(p.keys) for p in begins}) == 1)
+        tokens -= sum(int(p.tokens) for p in begins[1:])
+      assert tokens <= packing.row_tokens
       assert sum(packing.answers[batch.examples[b]] for b, _ in row) <= batch.answer_tokens
       for b, j in row:
         assert b // share == r // own_rows  # an example and all its rows in one part
@@ -63,12 +71,68 @@ def test_whole_examples_once_an_epoch_in_rows_that_hold_them(lengths, share, par
   assert len({len(b.rows) for b in packed_in_order(packing)}) == 1
 
 
+@st.composite
+def alike(draw):
+  """Lengths of prompts that begin with one of a few passages, or with none."""
+  rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+  shape = draw(st.integers(1, 60)), draw(st.integers(1, 3))
+  keys = rng.integers(0, draw(st.integers(1, 40)), shape)
+  prefixes = np.where(keys % 5 > 0, 10 + keys, 0)
+  answers = rng.integers(1, 6, shape[0])
+  each = prefixes + answers[:, None] + rng.integers(1, 10, shape)
+  absent = rng.random(shape) < 0.2
+  absent[0, 0] = False
+  return np.where(absent, 0, each), answers, Prefixes(*(np.where(absent, 0, x) for x in (prefixes, keys)))
+
+
+@settings(deadline=None)
+@given(alike(), st.integers(1, 6), st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
+def test_sharing_changes_rows_and_neither_steps_nor_examples(lengths, share, parts, shards, seed):
+  each, answers, prefixes = lengths
+  alone = Packing(each, answers, 80, batch_size=share * parts, shards=shards, parts=parts)
+  shared = with_prefixes(alone, prefixes, epoch_order(len(each), seed))
+  plans = [PackedPlan(packing, seed=seed, epochs=2) for packing in (alone, shared)]
+  assert [b.examples for b in plans[0]] == [b.examples for b in plans[1]]
+  for plan, packing in zip(plans, (alone, shared), strict=True):
+    for epoch in range(2):
+      check(packing, plan[epoch * plan.steps_per_epoch : (epoch + 1) * plan.steps_per_epoch])
+    assert {len(b.rows) for b in plan} <= {*plan.row_counts}
+    assert len(plan.row_counts) <= 4
+    check(packing, packed_in_order(packing))
+  assert plans[0].shared == 1
+  assert {b.shares for b in plans[1]} == {shared is not alone}
+  if shared is not alone:
+    used = sum(
+      prefixes[batch.examples[group[0][0]], group[0][1]].tokens
+      + sum(each[batch.examples[b], j] - prefixes[batch.examples[b], j].tokens for b, j in group)
+      for batch in plans[1][: plans[1].steps_per_epoch]
+      for row in batch.rows
+      for group in row
+    )
+    whole = sum(int(each[list(b.examples)].sum()) for b in plans[1][: plans[1].steps_per_epoch])
+    assert plans[1].shared == pytest.approx(whole / used)
+
+
+def test_sharing_saves_rows_where_a_step_has_few_passages_and_is_left_alone_where_it_saves_little():
+  each, answers = squad_like(64, 3)
+  prefixes = Prefixes(each - 20, np.arange(64 * 3).reshape(64, 3))
+  packing = Packing(each, answers, 512, batch_size=16)
+  assert with_prefixes(packing, prefixes, epoch_order(64, 0)) is packing
+  one = np.repeat(each[::16], 16, axis=0)  # the same three passages for 16 questions in turn
+  packing = Packing(one, answers, 512, batch_size=16)
+  prefixes = Prefixes(one - 20, np.arange(64)[:, None] // 16 * 3 + np.arange(3))
+  in_turn = with_prefixes(packing, prefixes, epoch_order(64, None))
+  assert in_turn.computed < 0.35
+  assert sum(len(b.rows) for b in packed_in_order(in_turn)) < 0.5 * sum(len(b.rows) for b in packed_in_order(packing))
+
+
 def test_every_step_of_a_run_has_one_shape_and_is_found_by_its_number():
   each, answers = squad_like(500, 3)
   packing = Packing(each, answers, 512, batch_size=16, shards=4)
   plan = PackedPlan(packing, seed=3, epochs=3)
   steps = list(plan)
-  assert {len(b.rows) for b in steps} == {plan.num_rows}
+  assert plan.row_counts == (len(steps[0].rows),)
+  assert {len(b.rows) for b in steps} == {*plan.row_counts}
   for epoch in range(3):
     own = steps[epoch * plan.steps_per_epoch : (epoch + 1) * plan.steps_per_epoch]
     check(packing, own)
@@ -77,7 +141,7 @@ def test_every_step_of_a_run_has_one_shape_and_is_found_by_its_number():
   for step in (95, 0, 33, 63):
     assert PackedPlan(packing, seed=3, epochs=3)[step % len(plan)] == steps[step % len(plan)]
   # Some rows fewer would not do.
-  assert plan.num_rows - 4 < max(len([r for r in b.rows if r]) for b in steps)
+  assert plan.row_counts[0] - 4 < max(len([r for r in b.rows if r]) for b in steps)
 
 
 @pytest.mark.parametrize(("batch_size", "k", "shards"), [(64, 3, 1), (64, 3, 8), (16, 3, 1), (16, 10, 4)])
@@ -85,7 +149,7 @@ def test_rows_are_at_least_85_percent_full_on_squads_lengths(batch_size, k, shar
   each, answers = squad_like(64 * 32, k)
   plan = PackedPlan(Packing(each, answers, 512, batch_size=batch_size, shards=shards), seed=0)
   used = sum(int(each[list(b.examples)].sum()) for b in plan)
-  assert used / (512 * plan.num_rows * len(plan)) == pytest.approx(1 - plan.padding)
+  assert used / (512 * plan.row_counts[0] * len(plan)) == pytest.approx(1 - plan.padding)
   assert plan.padding <= 0.15
 
 
@@ -157,6 +221,38 @@ def test_packed_equals_padded_in_values_and_gradients(world, lengths, decoder): 
     assert packed[name][2] == mask
   assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted)) > 1e-2
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradient, wanted)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_shared_equals_padded_in_values_and_gradients(world, lengths, decoder, accumulate):  # noqa: F811
+  """Markers are drawn anew for every example and epoch; what is shared was planned before."""
+  padded, wanted = by_example(decoder, world.stream(RunPlan(lengths.rows, batch_size=8, seed=0), seed=3, batch_size=8))
+  packing = packing_of(lengths, batch_size=8, parts=accumulate)
+  plan = PackedPlan(with_prefixes(packing, lengths.prefixes, epoch_order(len(lengths.each), 0)), seed=0)
+  assert plan.shared > 1.05
+  batches = list(world.stream(plan, seed=3, batch_size=8))
+  assert all(batch.prefix_ids.any() for _, batch in batches[:1])
+  for _, batch in batches:
+    check_microbatches(batch, accumulate)
+  assert sum(np.count_nonzero(batch.segment_ids) for _, batch in batches) < lengths.each.sum() / 1.05
+  shared, gradient = by_example(decoder, batches)
+  assert sorted(shared) == sorted(padded)
+  for name, (values, counts, mask) in padded.items():
+    np.testing.assert_allclose(shared[name][0], values, rtol=1e-5, atol=1e-5)
+    assert shared[name][1].tolist() == counts.tolist()
+    assert shared[name][2] == mask
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradient, wanted)
+
+
+def test_shared_streams_split_over_hosts(world, lengths):  # noqa: F811
+  packing = with_prefixes(packing_of(lengths, batch_size=8, shards=2), lengths.prefixes, epoch_order(13, 0))
+  plan = PackedPlan(packing, seed=0)
+  whole = list(world.stream(plan, seed=3, batch_size=8))
+  shares = [list(world.stream(plan, seed=3, batch_size=8, share=RowShare((i,), 2))) for i in range(2)]
+  assert whole[0][1].prefix_ids.any()
+  for (ids, batch), *parts in zip(whole, *shares, strict=True):
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *(p[1] for p in parts))
+    assert equal((ids, joined), (ids, batch))
 
 
 def test_closed_book_rows_are_packed_too(world, decoder):  # noqa: F811

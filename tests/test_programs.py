@@ -6,6 +6,7 @@ from test_packing import squad_like
 
 from radit_jax.config import LoopConfig
 from radit_jax.data.batches import RowLengths
+from radit_jax.data.groups import Prefixes
 from radit_jax.data.packing import PackedBatch
 from radit_jax.verbs import tuning
 
@@ -35,6 +36,20 @@ def test_an_epoch_of_ralt_with_its_dev_losses(seed, mesh1):
   assert 1 < len(shapes(plans.train, plans.dev)) <= MOST
   packed = tuning.make_packed_plans(train, dev, 640, loop=LOOP, mesh=mesh1)
   assert len(shapes(packed.train, packed.dev)) == 2
+
+
+@pytest.mark.parametrize("asked", [1, 5, 40])
+def test_an_epoch_of_ralt_on_shared_rows(asked, mesh1):
+  """Paragraphs of a data set, each asked about so often; what a step shares is left to chance, and steps differ."""
+  passages, answers = squad_like(600, 1)
+  paragraph = np.arange(600) // asked
+  found = (paragraph[:, None] + np.arange(K)) % (600 // asked)
+  each = passages[:, 0][found] + 20
+  train = RowLengths(each, answers, 0, 0, Prefixes(passages[:, 0][found], found))
+  plans = tuning.make_packed_plans(train, train, 640, loop=LOOP, mesh=mesh1, share=True)
+  assert plans.train.shared == pytest.approx({1: 1, 5: 1.2, 40: 3.6}[asked], rel=0.05)
+  assert len(shapes(plans.train, plans.dev)) <= MOST
+  assert plans.train.padding < 0.15
 
 
 def test_an_epoch_of_lsr(rng, mesh1):

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from radit_jax.config import PromptConfig
+from radit_jax.data.groups import prefix_key
 from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
@@ -324,6 +325,11 @@ def test_many_equals_one_by_one_and_lengths_bound_every_marker(tokenizer):
     drawn = [prompt.render(q, p, a, marker_seed=(0, epoch, i)) for epoch in range(60)]
     assert lengths.tokens[i] == max(len(r.tokens) for r in drawn)
     assert lengths.answer_tokens[i] == len(drawn[0].answer_tokens)
+    begin = next(b for n in range(len(p.text) if p else 0, -1, -1) if len({b := r.context[:n] for r in drawn}) == 1)
+    assert lengths.prefixes.tokens[i] == len(begin)
+    assert p is None or len(begin) > 5
+    assert lengths.prefixes.keys[i] == (prefix_key(begin) if begin else 0)
+  assert lengths.prefixes.keys[0] == lengths.prefixes.keys[3] != 0
   assert prompt.render_many([]) == []
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from radit_jax import hosts
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, ScoreStore
+from radit_jax.data.groups import Prefixes, halves, whole
 from radit_jax.data.packing import PackedBatch
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.data.prompts import Prompt, Rendered, Request
@@ -56,12 +57,14 @@ class RowLengths:
     answers: ``[n]`` int64, tokens of each example's answer with its end token.
     cut_passages: rows whose passage block was cut.
     cut_questions: rows whose question was cut.
+    prefixes: how each row begins, whatever markers are drawn; None where that is not known.
   """
 
   each: Int[np.ndarray, "n K"]
   answers: Int[np.ndarray, "n"]
   cut_passages: int
   cut_questions: int
+  prefixes: Prefixes | None = None
 
   @property
   def rows(self) -> Int[np.ndarray, "n"]:
@@ -90,7 +93,7 @@ def row_lengths(
     UserError: an answer that is too long (its example named), or a passage store that is not the examples'.
   """
   check_passages(retrieved, passages, k, with_passages)
-  each = np.zeros((len(retrieved), k if with_passages else 1), np.int64)
+  each, begins, keys = np.zeros((3, len(retrieved), k if with_passages else 1), np.int64)
   answers = np.zeros(len(retrieved), np.int64)
   cut_passages = cut_questions = 0
   own = hosts.part(len(retrieved))
@@ -101,11 +104,14 @@ def row_lengths(
     real = [[request is not None for request in rows] for rows in requests]
     b, j = np.nonzero(np.array(real, bool))
     each[start + b, j] = lengths.tokens
+    begins[start + b, j], keys[start + b, j] = lengths.prefixes.tokens, lengths.prefixes.keys
     np.maximum.at(answers, start + b, lengths.answer_tokens)
     cut_passages += int(np.count_nonzero(lengths.cut_passage_tokens))
     cut_questions += int(np.count_nonzero(lengths.cut_question_tokens))
-  each, answers, cuts = total((each, answers, np.array([cut_passages, cut_questions])))
-  return RowLengths(each, answers, int(cuts[0]), int(cuts[1]))
+  each, answers, begins, parts, cuts = total(
+    (each, answers, begins, halves(keys), np.array([cut_passages, cut_questions]))
+  )
+  return RowLengths(each, answers, int(cuts[0]), int(cuts[1]), Prefixes(begins, whole(*parts)))
 
 
 def with_names(
@@ -172,18 +178,20 @@ def parallel_context_batches(
     per_example = len(planned.rows) / batch_size
     rows = planned.rows[round(first * per_example) : round((first + size) * per_example)]
     own = range(first, first + len(examples))
-    others = sorted({b for row in rows for b, _ in row if b not in own})
+    others = sorted({b for row in rows for group in row for b, _ in group if b not in own})
     everyone = [*examples, *retrieved.many([planned.examples[b] for b in others])]
     wanted = dict(zip([*own, *others], _requests(everyone, passages, k, with_passages, seed=markers), strict=True))
-    rendered = iter(prompt.render_many([r for row in rows for b, j in row if (r := wanted[b][j]) is not None]))
+    slots = [at for row in rows for group in row for at in group]
+    rendered = iter(prompt.render_many([r for b, j in slots if (r := wanted[b][j]) is not None]))
     mask = np.zeros((size, width), bool)
     for b in own:
       mask[b - first] = [request is not None for request in wanted[b]]
     return packed_to_batch(
-      [[(b * width + j, next(rendered)) for b, j in row] for row in rows],
+      [[[(b * width + j, next(rendered)) for b, j in group] for group in row] for row in rows],
       mask,
       num_tokens=planned.bucket_tokens,
       num_answer_tokens=planned.answer_tokens,
+      share=planned.shares,
     )
 
   def make(examples: list[RetrievedExample], planned: PlannedBatch, first: int, size: int) -> ParallelContextBatch:

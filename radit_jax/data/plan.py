@@ -133,7 +133,7 @@ def batch_plan(
   lengths = _checked(row_lengths)
   buckets = bucket_lengths(lengths, bucket_multiple=bucket_multiple, max_buckets=max_buckets)
   bucket_of = np.searchsorted(buckets, lengths)
-  drawn = permutation(len(lengths), seed, 2 * epoch) if order is None else order(epoch)
+  drawn = (order or epoch_order(len(lengths), seed))(epoch)
   batches: list[PlannedBatch] = []
   waiting: list[int] = []
   for i, tokens in enumerate(buckets):
@@ -272,6 +272,11 @@ def _checked(row_lengths: Int[np.ndarray, "n"] | Sequence[int]) -> Int[np.ndarra
   if lengths.min() < 1:
     raise ValueError(f"example {int(lengths.argmin())} has a row of {int(lengths.min())} tokens")
   return lengths
+
+
+def epoch_order(count: int, seed: int | None) -> Order:
+  """Every one of ``count`` examples once an epoch, in an order drawn anew in each; without a seed as they come."""
+  return lambda epoch: np.arange(count) if seed is None else permutation(count, seed, 2 * epoch)
 
 
 def permutation(count: int, seed: int, *stream: int) -> Int[np.ndarray, "n"]:

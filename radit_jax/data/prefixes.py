@@ -6,9 +6,7 @@ positions it has in a row of its own, so that its log-likelihood is the same to 
 states are computed once for all of them.
 """
 
-import bisect
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,6 +16,7 @@ from radit_jax import hosts
 from radit_jax.data.batches import ahead, check_passages, contexts_of, with_names
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedExample, RetrievedStore
+from radit_jax.data.groups import Prefixes, Row, best_fit, bundles, halves, prefix_key, whole
 from radit_jax.data.prompts import Prompt, Rendered
 from radit_jax.data.rows import shared_to_batch
 from radit_jax.errors import UserError
@@ -27,9 +26,6 @@ from radit_jax.sharding import RowShare, total
 # Examples rendered at once when only their lengths are wanted, and groups of prompts looked at together for one row.
 _MEASURED_AT_ONCE, _FITTED_AT_ONCE = 1024, 1024
 
-#: Prompts of one prefix that stand in one row: ``(example, passage)`` each.
-Group = tuple[tuple[int, int], ...]
-
 
 @dataclasses.dataclass(frozen=True)
 class PromptTable:
@@ -38,16 +34,14 @@ class PromptTable:
   Attributes:
     tokens: int64, of the prompt with its answer; 0 for a passage that is not there.
     answers: int64, of the answer with its end token.
-    prefixes: int64, up to the end of the passage.
-    keys: int64, alike where the tokens up to the end of the passage are.
+    prefixes: see :class:`radit_jax.data.groups.Prefixes`.
     cut_passages: prompts whose passage block was cut.
     cut_questions: prompts whose question was cut.
   """
 
   tokens: Int[np.ndarray, "n K"]
   answers: Int[np.ndarray, "n K"]
-  prefixes: Int[np.ndarray, "n K"]
-  keys: Int[np.ndarray, "n K"]
+  prefixes: Prefixes
   cut_passages: int
   cut_questions: int
 
@@ -65,7 +59,7 @@ class SharedRows:
     rows: groups of each row; a row without any is padding.
   """
 
-  rows: tuple[tuple[Group, ...], ...]
+  rows: tuple[Row, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +96,7 @@ def prompt_table(retrieved: RetrievedStore, passages: PassageStore, prompt: Prom
     UserError: an answer that is too long (its example named), or a passage store that is not the examples'.
   """
   check_passages(retrieved, passages, k, with_passages=True)
-  tokens, answers, prefixes, high, low = np.zeros((5, len(retrieved), k), np.int64)
+  tokens, answers, prefixes, keys = np.zeros((4, len(retrieved), k), np.int64)
   cuts = np.zeros(2, np.int64)
   own = hosts.part(len(retrieved))
   for start in own[::_MEASURED_AT_ONCE]:
@@ -110,12 +104,11 @@ def prompt_table(retrieved: RetrievedStore, passages: PassageStore, prompt: Prom
     for i, rows in enumerate(_rendered(retrieved, examples, passages, prompt, k), start):
       for j, row in enumerate(rows):
         if row is not None:
-          prefix = row.tokens[: row.context_end]
-          tokens[i, j], answers[i, j], prefixes[i, j] = len(row.tokens), len(row.answer_tokens), len(prefix)
-          high[i, j], low[i, j] = _key(prefix)
+          tokens[i, j], answers[i, j], prefixes[i, j] = len(row.tokens), len(row.answer_tokens), row.context_end
+          keys[i, j] = prefix_key(row.context)
           cuts += bool(row.cut_passage_tokens), bool(row.cut_question_tokens)
-  tokens, answers, prefixes, high, low, cuts = total((tokens, answers, prefixes, high, low, cuts))
-  return PromptTable(tokens, answers, prefixes, high << 31 | low, *map(int, cuts))
+  tokens, answers, prefixes, parts, cuts = total((tokens, answers, prefixes, halves(keys), cuts))
+  return PromptTable(tokens, answers, Prefixes(prefixes, whole(*parts)), *map(int, cuts))
 
 
 def shared_plan(table: PromptTable, *, row_tokens: int, num_rows: int, share: bool = True) -> SharedPlan:
@@ -135,17 +128,18 @@ def shared_plan(table: PromptTable, *, row_tokens: int, num_rows: int, share: bo
       f"a prompt has {table.longest} tokens, rows hold {row_tokens}: pack_tokens {table.longest} would do"
     )
   at = np.argwhere(table.tokens)
-  suffixes = (table.tokens - table.prefixes)[at[:, 0], at[:, 1]]
-  answers = table.answers[at[:, 0], at[:, 1]]
+  b, j = at.T
+  tokens, answers, prefixes = table.tokens[b, j], table.answers[b, j], table.prefixes[b, j]
+  suffixes = tokens - prefixes.tokens
   # Room for the longest answer beside those of a row full of average questions: more would be work in the output head.
   most_answers = int(answers.max(initial=1)) + int(answers.sum()) * row_tokens // max(1, int(suffixes.sum()))
   most_answers = -(-most_answers // 4) * 4
-  bundles = _bundles(table, at, row_tokens, most_answers, share=share)
-  rows: list[tuple[Group, ...]] = []
-  for start in range(0, len(bundles), _FITTED_AT_ONCE):
-    rows += _best_fit(bundles[start : start + _FITTED_AT_ONCE], row_tokens, most_answers)
+  gathered = bundles(at, tokens, answers, prefixes if share else None, row_tokens=row_tokens, most_answers=most_answers)
+  rows: list[Row] = []
+  for start in range(0, len(gathered), _FITTED_AT_ONCE):
+    rows += best_fit(gathered[start : start + _FITTED_AT_ONCE], row_tokens, most_answers)
   steps = [rows[i : i + num_rows] for i in range(0, len(rows), num_rows)]
-  computed = sum(tokens for tokens, _, _ in bundles)
+  computed = sum(bundle.tokens for bundle in gathered)
   return SharedPlan(
     steps=tuple(SharedRows((*step, *[()] * (num_rows - len(step)))) for step in steps),
     row_tokens=row_tokens,
@@ -207,48 +201,3 @@ def _rendered(
   requests = contexts_of(examples, passages, k)
   out = iter(with_names(prompt.render_many, requests, examples, retrieved))
   return [[None if request is None else next(out) for request in rows] for rows in requests]
-
-
-def _key(ids: Sequence[int]) -> tuple[int, int]:
-  """62 bits, in halves that add up over processes."""
-  key = int.from_bytes(hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=8).digest(), "little")
-  return key >> 33, key & (2**31 - 1)
-
-
-def _bundles(
-  table: PromptTable, at: Int[np.ndarray, "m 2"], row_tokens: int, most_answers: int, *, share: bool
-) -> list[tuple[int, int, Group]]:
-  """``(tokens, answer tokens, group)``, groups of one prefix behind one another in the order of their first prompts."""
-  keys = table.keys[at[:, 0], at[:, 1]] if share else np.arange(len(at))
-  _, first, of_group = np.unique(keys, return_index=True, return_inverse=True)
-  out: list[tuple[int, int, Group]] = []
-  last, tokens, answers, group = -1, 0, 0, list[tuple[int, int]]()
-  for n in np.lexsort((np.arange(len(at)), first[of_group])).tolist():
-    i, j = map(int, at[n])
-    prefix, whole, answer = int(table.prefixes[i, j]), int(table.tokens[i, j]), int(table.answers[i, j])
-    own = whole - prefix
-    if of_group[n] != last or tokens + own > row_tokens or answers + answer > most_answers:
-      if group:
-        out.append((tokens, answers, tuple(group)))
-      last, tokens, answers, group = int(of_group[n]), prefix, 0, []
-    tokens, answers = tokens + own, answers + answer
-    group.append((i, j))
-  return [*out, (tokens, answers, tuple(group))] if group else out
-
-
-def _best_fit(bundles: list[tuple[int, int, Group]], row_tokens: int, most_answers: int) -> list[tuple[Group, ...]]:
-  """Longest first, each into the row it leaves the least room in; a row has room for tokens and for answers."""
-  rows: list[list[Group]] = []
-  open_rows: list[tuple[int, int, int]] = []  # (room for tokens, row, room for answers), ascending
-  for tokens, answers, group in sorted(bundles, key=lambda b: -b[0]):
-    place = bisect.bisect_left(open_rows, (tokens, -1, -1))
-    while place < len(open_rows) and open_rows[place][2] < answers:
-      place += 1
-    if place < len(open_rows):
-      room, row, answer_room = open_rows.pop(place)
-    else:
-      room, row, answer_room = row_tokens, len(rows), most_answers
-      rows.append([])
-    rows[row].append(group)
-    bisect.insort(open_rows, (room - tokens, row, answer_room - answers))
-  return list(map(tuple, rows))

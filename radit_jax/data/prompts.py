@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from radit_jax.config import PromptConfig
+from radit_jax.data.groups import Prefixes, common_prefix, prefix_key
 from radit_jax.data.sources import Passage
 from radit_jax.data.templates import (
   ANSWER_MARKERS,
@@ -75,6 +76,11 @@ class Rendered:
     last = max((end for (name, _), end in zip(self.segments, ends, strict=True) if name == "passage"), default=0)
     return min(last, max(0, self.answer_start - 1))
 
+  @property
+  def context(self) -> Ids:
+    """Ids up to there."""
+    return self.tokens[: self.context_end]
+
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
@@ -85,12 +91,14 @@ class Lengths:
     answer_tokens: of the answer with its end token.
     cut_passage_tokens: see :class:`Rendered`.
     cut_question_tokens: see :class:`Rendered`.
+    prefixes: how the row begins, whatever markers are drawn.
   """
 
   tokens: Int[np.ndarray, "R"]
   answer_tokens: Int[np.ndarray, "R"]
   cut_passage_tokens: Int[np.ndarray, "R"]
   cut_question_tokens: Int[np.ndarray, "R"]
+  prefixes: Prefixes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,7 +342,9 @@ class Prompt:
     Raises:
       UserError: an answer is longer than ``max_answer_tokens``.
     """
-    out = Lengths(*(np.zeros(len(requests), np.int64) for _ in range(4)))
+    tokens, answers, passages, questions, begin_tokens, keys = np.zeros((6, len(requests)), np.int64)
+    out = Lengths(tokens, answers, passages, questions, Prefixes(begin_tokens, keys))
+    begins: list[Ids | None] = [None] * len(requests)
     for i, request in enumerate(requests):
       if request[0] is None:
         row = self._plain_text(request)
@@ -354,6 +364,11 @@ class Prompt:
         out.answer_tokens[i] = row.answer_end - row.answer_start
         out.cut_passage_tokens[i] = row.cut_passage_tokens
         out.cut_question_tokens[i] = max(out.cut_question_tokens[i], row.cut_question_tokens)
+        # Markers stand behind the passage, but its last token may take in some of what follows.
+        begins[i] = common_prefix([begin for begin in (begins[i], row.context) if begin is not None])
+    for i, begin in enumerate(begins):
+      if begin:
+        out.prefixes.tokens[i], out.prefixes.keys[i] = len(begin), prefix_key(begin)
     return out
 
   def _reserved(self, layout: _Layout) -> int:

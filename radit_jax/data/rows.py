@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
+from radit_jax.data.groups import common_prefix
 from radit_jax.data.prompts import Rendered
 from radit_jax.parallel_context import ParallelContextBatch
 
@@ -41,30 +42,34 @@ def rows_to_batch(
 
 
 def packed_to_batch(
-  rows: Sequence[Sequence[tuple[int, Rendered]]],
+  rows: Sequence[Sequence[Sequence[tuple[int, Rendered]]]],
   context_mask: Bool[np.ndarray, "B K"],
   *,
   num_tokens: int,
   num_answer_tokens: int,
+  share: bool = False,
 ) -> ParallelContextBatch:
-  """Several prompts in one row, each a segment that sees nothing of its neighbours.
+  """Several prompts in one row, each a segment that sees nothing of its neighbours, but for what it shares with some.
 
   Args:
-    rows: for each of R rows its prompts, and the slot b*K+j each one's answer counts for.
+    rows: for each of R rows its groups of prompts, and the slot b*K+j each prompt's answer counts for.
     context_mask: ``[B, K]`` bool, True for the passages of the examples that are there.
     num_tokens: T.
     num_answer_tokens: A, of all prompts of a row together.
+    share: prompts of a group share one copy of the tokens that all of them begin with, up to the end of the passage.
 
   Returns:
-    NumPy arrays.
+    NumPy arrays; prefix_ids with ``share`` only.
 
   Raises:
     ValueError: the prompts of a row are longer than T, or their answers than A.
   """
   batch = _empty(len(rows), (context_mask.shape[0], context_mask.shape[1]), num_tokens, num_answer_tokens)
-  for r, prompts in enumerate(rows):
-    for slot, row in prompts:
-      _append(batch, r, slot, row.tokens, row.answer_start, row.answer_end)
+  if share:
+    batch = dataclasses.replace(batch, prefix_ids=np.zeros_like(batch.segment_ids))
+  for r, groups in enumerate(rows):
+    for group in groups:
+      _append_group(batch, r, group)
   batch.context_mask[:] = context_mask
   return batch
 
@@ -77,40 +82,31 @@ def shared_to_batch(
   num_prompts: int,
   share: bool = True,
 ) -> ParallelContextBatch:
-  """Rows of groups of prompts; those of a group share one copy of what stands up to the end of their passage.
+  """Rows whose m-th prompt counts for slot ``row * M + m``, whatever example it is of; see :func:`packed_to_batch`.
 
   Args:
     rows: of each row its number in the whole batch, and its groups.
     num_tokens: T.
     num_answer_tokens: A.
-    num_prompts: M; the m-th prompt of a row counts for slot ``row * M + m``.
-    share: False for groups of one prompt each, in a batch without prefix_ids.
+    num_prompts: M.
+    share: see :func:`packed_to_batch`.
 
   Returns:
     NumPy arrays; context_mask is ``[R, M]``, True where there is a prompt.
 
   Raises:
-    ValueError: prompts of a group that begin differently; more tokens, answers or prompts than there is room for.
+    ValueError: more tokens, answers or prompts than there is room for.
   """
-  batch = _empty(len(rows), (len(rows), num_prompts), num_tokens, num_answer_tokens)
-  if share:
-    batch = dataclasses.replace(batch, prefix_ids=np.zeros_like(batch.segment_ids))
+  mask = np.zeros((len(rows), num_prompts), bool)
+  placed = []
   for r, (number, groups) in enumerate(rows):
-    if sum(map(len, groups)) > num_prompts:
-      raise ValueError(f"row {r} has {sum(map(len, groups))} prompts, the batch holds {num_prompts}")
-    slots = itertools.count()
-    for group in groups:
-      common = group[0].tokens[: group[0].context_end] if len(group) > 1 else ()
-      prefix = _append(batch, r, -1, common, 0, 0) if common else 0
-      for row in group:
-        if row.tokens[: len(common)] != common:
-          raise ValueError(f"row {r}: prompts of one group begin differently")
-        m = next(slots)
-        own, skipped = row.tokens[len(common) :], len(common)
-        slot, start, end = number * num_prompts + m, row.answer_start - skipped, row.answer_end - skipped
-        _append(batch, r, slot, own, start, end, prefix=prefix, position=skipped)
-        batch.context_mask[r, m] = True
-  return batch
+    count = sum(map(len, groups))
+    if count > num_prompts:
+      raise ValueError(f"row {r} has {count} prompts, the batch holds {num_prompts}")
+    mask[r, :count] = True
+    slots = itertools.count(number * num_prompts)
+    placed.append([[(next(slots), row) for row in group] for group in groups])
+  return packed_to_batch(placed, mask, num_tokens=num_tokens, num_answer_tokens=num_answer_tokens, share=share)
 
 
 def text_to_batch(token_ids: Sequence[Sequence[int]], num_tokens: int) -> ParallelContextBatch:
@@ -144,6 +140,17 @@ def _empty(rows: int, slots: tuple[int, int], num_tokens: int, num_answer_tokens
     answer_slot=np.full((rows, num_answer_tokens), -1, np.int32),
     context_mask=np.zeros(slots, bool),
   )
+
+
+def _append_group(batch: ParallelContextBatch, row: int, group: Sequence[tuple[int, Rendered]]) -> None:
+  """Puts prompts behind what the row holds, what they begin with once where the batch has prefixes."""
+  shares = batch.prefix_ids is not None and len(group) > 1
+  common = common_prefix([prompt.context for _, prompt in group]) if shares else ()
+  prefix = _append(batch, row, -1, common, 0, 0) if common else 0
+  skipped = len(common)
+  for slot, prompt in group:
+    start, end = prompt.answer_start - skipped, prompt.answer_end - skipped
+    _append(batch, row, slot, prompt.tokens[skipped:], start, end, prefix=prefix, position=skipped)
 
 
 def _append(

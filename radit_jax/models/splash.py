@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -41,8 +42,8 @@ def splash_attention(
     k: keys of Hkv heads, which divides H; never repeated in memory.
     v: values, like ``k``.
     segment_ids: of each token.
-    prefix_ids: a segment that a token sees besides its own, 0 for none: for forward passes only, in a second call of
-      the kernel. Not with a window, which would be counted in slots.
+    prefix_ids: a segment that a token sees besides its own, 0 for none, in a second call of the kernel. Not with a
+      window, which would be counted in slots.
     window: see above.
     scale: scores are multiplied by it; by default 1 / sqrt(d).
     soft_cap: see :func:`radit_jax.models.attention.attention`.
@@ -69,12 +70,10 @@ def splash_attention(
   def on_one_device(q: Array, k: Array, v: Array, segments: Array, prefixes: Array | None = None) -> Array:
     kernel, ids = _kernel(q.shape[2], num_tokens, window, soft_cap, interpret, sums=prefixes is not None)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # the kernel wants [H, T, d]
-    own = jax.vmap(kernel)(q, k, v, ids(segments, segments))
     if prefixes is None:
-      return own.swapaxes(1, 2)
-    # No key is of segment -1. A query that sees none gets what the mask's value makes of it: a sum of next to nothing.
-    prefix = jax.vmap(kernel)(q, k, v, ids(jnp.where(prefixes == 0, -1, prefixes), segments))
-    return _merged(own, prefix).swapaxes(1, 2)
+      return jax.vmap(kernel)(q, k, v, ids(segments, segments)).swapaxes(1, 2)
+    rows = (q, k, v, jnp.asarray(segments), jnp.asarray(prefixes))
+    return jax.vmap(_own_and_prefix, in_axes=(None, *[0] * len(rows)))(kernel, *rows).swapaxes(1, 2)
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -88,12 +87,53 @@ def splash_attention(
   return jax.shard_map(on_one_device, in_specs=specs, out_specs=spread, check_vma=False)(*inputs)
 
 
-def _merged(*parts: tuple[Array, tuple[Array]]) -> Float[Array, "N H T d"]:
-  """Attention over several sets of keys, from that over each and the logarithm of its sum of weights."""
-  sums = jnp.stack([total for _, (total,) in parts])[..., None]
-  shares = jax.nn.softmax(sums, axis=0)
+def _pairs(segments: Array, prefixes: Array) -> tuple[Any, Any]:
+  """Segment ids of queries and keys for each of the two calls."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+  # No key is of segment -1. A query that sees none gets what the mask's value makes of it: a sum of next to nothing.
+  return SegmentIds(segments, segments), SegmentIds(jnp.where(prefixes == 0, -1, prefixes), segments)
+
+
+@jax.custom_vjp
+def _own_and_prefix(kernel: Any, q: Array, k: Array, v: Array, segments: Array, prefixes: Array) -> Array:
+  """One row: attention over a token's own segment and over its prefix, merged by the logarithms of their sums."""
+  return _forward(kernel, q, k, v, segments, prefixes)[0]
+
+
+def _forward(
+  kernel: Any, q: Array, k: Array, v: Array, segments: Array, prefixes: Array
+) -> tuple[Float[Array, "H T d"], tuple[Any, ...]]:
+  parts = [kernel(q, k, v, ids) for ids in _pairs(segments, prefixes)]
+  sums = jnp.stack([total for _, (total,) in parts])
+  total = jax.nn.logsumexp(sums, axis=0)
+  shares = jnp.exp(sums - total)[..., None]
   mixed = sum(share * out.astype(jnp.float32) for share, (out, _) in zip(shares, parts, strict=True))
-  return jnp.asarray(mixed).astype(parts[0][0].dtype)
+  out, total = (checkpoint_name(x, ATTENDED) for x in (jnp.asarray(mixed).astype(v.dtype), total))
+  return out, (kernel, q, k, v, segments, prefixes, out, total)
+
+
+def _backward(kept: tuple[Any, ...], g: Float[Array, "H T d"]) -> tuple[Any, ...]:
+  """The kernel's own backward pass for each set of keys, told the sum and the output of both.
+
+  A key's weight is exp(score - sum), and its score's gradient weight * (g v - g out), so with those of the whole each
+  call gives its keys' part of the whole.
+  """
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library
+
+  kernel, q, k, v, segments, prefixes, out, total = kept
+  options = {name: value for name, value in kernel.kwargs.items() if name != "save_residuals"}
+  parts = []
+  for ids in _pairs(segments, prefixes):
+    residuals = (q, k, v, ids, None, out, total, kernel.dq_mask_info, kernel.dkv_mask_info)
+    parts.append(library._splash_attention_bwd(save_residuals=False, **options, res=residuals, do=g)[3:6])
+  summed = [
+    (own.astype(jnp.float32) + prefix.astype(jnp.float32)).astype(own.dtype) for own, prefix in zip(*parts, strict=True)
+  ]
+  return None, *summed, None, None
+
+
+_own_and_prefix.defvjp(_forward, _backward)
 
 
 def _check_tokens(num_tokens: int) -> None:
@@ -107,7 +147,7 @@ def _kernel(
 ) -> Any:
   """The kernel for one row and its pair of segment ids; masks are static, and blocks they empty are skipped.
 
-  With ``sums`` it returns the logarithm of each query's sum of weights too, and has no backward pass.
+  With ``sums`` it returns the logarithm of each query's sum of weights too, and has no backward pass of its own.
   """
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -128,7 +168,7 @@ def _kernel(
     head_shards=1,
     q_seq_shards=1,
     attn_logits_soft_cap=soft_cap,
-    residual_checkpoint_name=ATTENDED,
+    residual_checkpoint_name=None if sums else ATTENDED,
     save_residuals=sums,
     interpret=interpret,
   )

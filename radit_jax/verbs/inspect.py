@@ -212,10 +212,12 @@ def _batch_data(ids: Sequence[str], batch: ParallelContextBatch, tokenizer: Any)
 def _slot_data(batch: ParallelContextBatch, slot: int, tokenizer: Any) -> dict[str, Any]:
   [row, *_], answers = np.nonzero(batch.answer_slot == slot)
   at = batch.answer_positions[row, answers]
-  own = np.flatnonzero(batch.segment_ids[row] == batch.segment_ids[row, at[0]])
+  segments = [batch.segment_ids[row, at[0]]]
+  if batch.prefix_ids is not None and batch.prefix_ids[row, at[0]]:
+    segments.append(batch.prefix_ids[row, at[0]])  # stands before it, if other prompts between them
+  own = np.flatnonzero(np.isin(batch.segment_ids[row], segments))
   tokens = batch.tokens[row, own]
-  mask = np.zeros(len(tokens), np.int32)
-  mask[at - own[0] + 1] = 1  # an answer position is that of the token before
+  mask = np.isin(own, at + 1).astype(np.int32)  # an answer position is that of the token before
   return _tokens_data(tokens.tolist(), mask.tolist(), tokenizer)
 
 

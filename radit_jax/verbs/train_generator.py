@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
+import jax
+
 from radit_jax import files, runs, sharding
 from radit_jax.config import TrainGeneratorConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
@@ -115,15 +117,17 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
   if config.pack_tokens is None:
     plans = tuning.make_plans(lengths["train"].rows, lengths["dev"].rows, loop=loop, mesh=mesh, mixture=mixture)
   else:
+    with jax.set_mesh(mesh):
+      share = generator.shares_prefixes
     plans = tuning.make_packed_plans(
-      lengths["train"], lengths["dev"], config.pack_tokens, loop=loop, mesh=mesh, mixture=mixture
+      lengths["train"], lengths["dev"], config.pack_tokens, loop=loop, mesh=mesh, mixture=mixture, share=share
     )
   generator.max_segments = plans.segments
 
-  share = sharding.row_share(mesh)
+  part = sharding.row_share(mesh)
 
   def stream(
-    name: str, of: Sequence[PlannedBatch], size: int, seed: int | None, start: int = 0, share: RowShare = share
+    name: str, of: Sequence[PlannedBatch], size: int, seed: int | None, start: int = 0, share: RowShare = part
   ) -> Iterator[Batch]:
     return iter(
       parallel_context_batches(

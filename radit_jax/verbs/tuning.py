@@ -15,8 +15,8 @@ from radit_jax import files, hosts, runs, sharding
 from radit_jax.config import Dtype, LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.batches import RowLengths
 from radit_jax.data.mixture import Mixture
-from radit_jax.data.packing import PackedPlan, Packing, most_segments, packed_in_order, tightest
-from radit_jax.data.plan import Order, PlannedBatch, RunPlan, plan_in_order, row_multiple
+from radit_jax.data.packing import PackedPlan, Packing, most_segments, packed_in_order, tightest, with_prefixes
+from radit_jax.data.plan import Order, PlannedBatch, RunPlan, epoch_order, plan_in_order, row_multiple
 from radit_jax.errors import UserError
 from radit_jax.models.attention import AttentionChoice, attention_choice
 from radit_jax.models.bert import Bert, BertConfig
@@ -96,6 +96,7 @@ def make_packed_plans(
   loop: LoopConfig,
   mesh: Mesh,
   mixture: Mixture | None = None,
+  share: bool = False,
 ) -> Plans:
   """Plans a tuning whose rows hold several prompts each, ``loop.batch_size`` examples a step as ever.
 
@@ -106,27 +107,36 @@ def make_packed_plans(
     loop: steps, batch size and seed.
     mesh: its row axes divide every batch.
     mixture: see :func:`make_plans`.
+    share: prompts of a step that begin alike share a row, see :attr:`radit_jax.models.decoder.Decoder.shares_prefixes`.
 
   Raises:
     UserError: a prompt longer than a row.
   """
-  order = None if mixture is None else mixture.order(loop.seed)
+  order = epoch_order(len(lengths.each), loop.seed) if mixture is None else mixture.order(loop.seed)
   plan = PackedPlan(
-    packing(lengths, row_tokens, loop.batch_size, mesh, parts=loop.accumulate, order=order),
+    packing(lengths, row_tokens, loop.batch_size, mesh, order, parts=loop.accumulate, share=share),
     seed=loop.seed,
     num_steps=loop.steps,
     epochs=loop.epochs,
     order=order,
   )
   dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths.each)), mesh)
-  dev = packed_in_order(packing(dev_lengths, row_tokens, dev_size, mesh))
+  as_stored = epoch_order(len(dev_lengths.each), None)
+  dev = packed_in_order(packing(dev_lengths, row_tokens, dev_size, mesh, as_stored, share=share))
   return Plans(plan, dev, dev_size, max(plan.segments, most_segments(dev)))
 
 
 def packing(
-  lengths: RowLengths, row_tokens: int, batch_size: int, mesh: Mesh, *, parts: int = 1, order: Order | None = None
+  lengths: RowLengths,
+  row_tokens: int,
+  batch_size: int,
+  mesh: Mesh,
+  order: Order,
+  *,
+  parts: int = 1,
+  share: bool = False,
 ) -> Packing:
-  """How a verb's examples are packed, see :class:`radit_jax.data.packing.Packing`.
+  """How a verb's examples are packed in the order given, see :class:`radit_jax.data.packing.Packing`.
 
   Rows hold up to ``row_tokens``: exactly as many on a TPU, whose attention takes large blocks of one size.
   """
@@ -139,6 +149,8 @@ def packing(
     shards=sharding.row_shards(mesh),
     parts=parts,
   )
+  if share and lengths.prefixes is not None:
+    packing = with_prefixes(packing, lengths.prefixes, order)
   return packing if jax.default_backend() == "tpu" else tightest(packing, multiple, order)
 
 
