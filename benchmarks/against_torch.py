@@ -7,7 +7,8 @@ Needs the `test` extra (torch, transformers). The contestants take turns, a batc
 - usual: `transformers` on torch as most use it: padded batches in the order of the file, logits of every token, in a
   process of its own, so that its memory is handled as it is by default,
 - strong: the strongest torch here: prompts sorted by length in small groups, logits of answer tokens only, no mask,
-- padded, packed: this library's step on rows of one prompt each, and of several (`--pack-tokens` of the verbs),
+- padded, packed: this library's step on rows of one prompt each, and of several (`--pack-tokens` of the verbs), which
+  share what prompts of a step have in common: on questions of neighbouring paragraphs, and on some that share nothing,
 - apart, shared: the rows of `radit score`, without and with one copy of a passage for the questions in a row.
 
 Before anything is timed all must agree on every prompt's log-likelihood, and on loss and gradient of a batch.
@@ -33,10 +34,9 @@ from torch_side import Strong, Usual
 from workload import Shape, Workload, machine, one_device, squad_workload
 
 from radit_jax import sharding
-from radit_jax.config import OptimizerConfig
+from radit_jax.config import LoopConfig, OptimizerConfig
 from radit_jax.data.batches import parallel_context_batches
-from radit_jax.data.packing import packed_in_order
-from radit_jax.data.plan import PlannedBatch, plan_in_order, row_multiple
+from radit_jax.data.plan import PlannedBatch
 from radit_jax.data.prefixes import prompt_table, shared_batches
 from radit_jax.data.prompts import Rendered
 from radit_jax.display import quiet_libraries
@@ -52,7 +52,11 @@ from radit_jax.verbs.score import scoring_plan
 TOLERANCE = 1e-4
 OPTIMIZER = OptimizerConfig(warmup_steps=0)
 TOTAL_STEPS = 1000
-KINDS = {"train": "RALT step", "score": "scoring"}
+KINDS = {
+  "train": "RALT step, the first questions of the file",
+  "drawn": "RALT step, questions drawn from it",
+  "score": "scoring",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Config:
   Attributes:
     squad: file of SQuAD 1.1.
     shape: of the generator.
-    questions: drawn from the file to train on; an epoch is all of them once.
+    questions: to train on, the first ones of the file and as many drawn from it; an epoch is all of them once.
     scored: questions to score, the first ones of the file.
     batch_size: examples of a batch, k prompts each.
     k: passages per question.
@@ -165,7 +169,8 @@ class _Ours:
     self._generator = generator
     self._batches = batches
     self.num_batches = len(batches)
-    self.full = sum(int(np.count_nonzero(b.segment_ids)) for b in batches) / sum(b.tokens.size for b in batches)
+    self.computed = sum(int(np.count_nonzero(b.segment_ids)) for b in batches)
+    self.full = self.computed / sum(b.tokens.size for b in batches)
     self._shapes = [(*b.tokens.shape, b.answer_tokens.shape[1]) for b in batches]
     self.shapes = sorted(set(self._shapes))
     #: Seconds of the first call of each program together.
@@ -307,12 +312,16 @@ def main(config: Config) -> dict[str, dict[str, float]]:
         together=together,
       )
 
-    train = workload("train", config.questions, together=False)
-    save_generator(config.shape.decoder(), train.tokenizer, root / "generator")
-    trained, lines = _training(config, train, root / "generator")
-    scored, more = _scoring(config, workload("score", config.scored, together=True), root / "generator")
-  of = {"train": trained, "score": scored}
-  write_section(config.write, "against_torch", _report(config, of, [*lines, *more]))
+    of: dict[str, dict[str, list[float]]] = {}
+    notes: list[str] = []
+    for kind in KINDS:
+      work = workload(kind, config.scored if kind == "score" else config.questions, together=kind != "drawn")
+      if not notes:
+        save_generator(config.shape.decoder(), work.tokenizer, root / "generator")
+      run = _scoring if kind == "score" else _training
+      of[kind], lines = run(config, work, root / "generator")
+      notes += [f"{KINDS[kind]}: {lines[0]}", *lines[1:]]
+  write_section(config.write, "against_torch", _report(config, of, notes))
   return {kind: {name: statistics.median(r) for name, r in rates.items()} for kind, rates in of.items()}
 
 
@@ -354,10 +363,10 @@ def _rates(contestants: dict[str, Any], kind: str, rounds: int, tokens: int) -> 
 def _training(config: Config, work: Workload, path: pathlib.Path) -> tuple[dict[str, list[float]], list[str]]:
   prompts, size = _prompts(work), config.batch_size
   torches, tried = _torches(config, path, prompts)
-  packing = tuning.packing(work.lengths, config.pack_tokens, size, one_device())
+  loop, mesh, lengths = LoopConfig(batch_size=size, epochs=1), one_device(), work.lengths
   plans: dict[str, Sequence[PlannedBatch]] = {
-    "padded": plan_in_order(work.lengths.rows, batch_size=size, bucket_multiple=row_multiple(jax.default_backend())),
-    "packed": packed_in_order(packing),
+    "padded": tuning.make_plans(lengths.rows, lengths.rows, loop=loop, mesh=mesh).train,
+    "packed": tuning.make_packed_plans(lengths, lengths, config.pack_tokens, loop=loop, mesh=mesh, share=True).train,
   }
   ours = {name: Training(path, work, plan, size) for name, plan in plans.items()}
   worst = check_training(torches, ours)
@@ -370,9 +379,9 @@ def _training(config: Config, work: Workload, path: pathlib.Path) -> tuple[dict[
   rates = _rates({**torches, **ours}, "train", config.rounds, tokens)
   torches["usual"].close()
   return rates, [
-    f"Training: {config.questions} questions drawn from the file × {config.k} passages, {tokens} tokens, {size} "
-    f"questions a step. {_batches(ours)} Largest relative difference in loss or gradient norm: {worst:.0e}.",
-    f"Strong torch, training and scoring, before the rounds: {'; '.join(tried)}.",
+    f"{config.questions} × {config.k} passages, {tokens} tokens, of which packed rows compute "
+    f"{ours['packed'].computed}, {size} questions a step. {_batches(ours)} Largest relative difference in loss or "
+    f"gradient norm: {worst:.0e}. Strong torch, training and scoring, before the rounds: {'; '.join(tried)}.",
   ]
 
 
@@ -385,8 +394,8 @@ def _scoring(config: Config, work: Workload, path: pathlib.Path) -> tuple[dict[s
   rates = _rates({**torches, **ours}, "score", config.rounds, tokens)
   torches["usual"].close()
   return rates, [
-    f"Scoring: the first {config.scored} questions of the file × {config.k} passages, {tokens} tokens of prompts, "
-    f"of which {tokens / ours['shared'].plan.shared:.0f} are computed where passages are shared. {_batches(ours)} "
+    f"the first {config.scored} questions of the file × {config.k} passages, {tokens} tokens, of which "
+    f"{ours['shared'].computed} are computed where passages are shared. {_batches(ours)} "
     f"Largest relative difference in any log-likelihood: {worst:.0e}.",
   ]
 

@@ -13,6 +13,7 @@ from page import table, write_section
 from workload import one_device, squad_workload
 
 from radit_jax.config import LoopConfig
+from radit_jax.data.batches import RowLengths
 from radit_jax.data.packing import PackedBatch
 from radit_jax.data.plan import PlannedBatch, sample
 from radit_jax.verbs import tuning
@@ -56,11 +57,15 @@ def main(config: Config) -> dict[str, int]:
   dev[sample(len(dev), max(1, len(dev) // 10), seed=0)] = True
   mesh, loop = one_device(), LoopConfig(batch_size=config.batch_size)
 
-  def part(of: np.ndarray):
-    return dataclasses.replace(work.lengths, each=work.lengths.each[of], answers=work.lengths.answers[of])
+  def part(of: np.ndarray) -> RowLengths:
+    lengths = work.lengths
+    assert lengths.prefixes is not None
+    return dataclasses.replace(
+      lengths, each=lengths.each[of], answers=lengths.answers[of], prefixes=lengths.prefixes[of]
+    )
 
   padded = tuning.make_plans(work.lengths.rows[~dev], work.lengths.rows[dev], loop=loop, mesh=mesh)
-  packed = tuning.make_packed_plans(part(~dev), part(dev), config.pack_tokens, loop=loop, mesh=mesh)
+  packed = tuning.make_packed_plans(part(~dev), part(dev), config.pack_tokens, loop=loop, mesh=mesh, share=True)
   asked = np.array(queries)
   lsr = tuning.make_plans(asked[~dev], asked[dev], loop=loop, mesh=mesh)
   found = {

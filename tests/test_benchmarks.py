@@ -52,12 +52,13 @@ def test_contestants_agree_and_the_page_gets_the_table(small, tmp_path):
   rates = against_torch.main(dataclasses.replace(small, write=str(page)))
   assert {kind: set(of) for kind, of in rates.items()} == {
     "train": {"usual", "strong", "padded", "packed"},
+    "drawn": {"usual", "strong", "padded", "packed"},
     "score": {"usual", "strong", "apart", "shared"},
   }
   text = page.read_text()
   assert text.startswith("before\n<!-- against_torch -->\n| real tokens")
   assert text.endswith("<!-- /against_torch -->\nafter\n")
-  assert "| RALT step |" in text
+  assert "| RALT step, the first questions of the file |" in text
   assert "| scoring |" in text
 
 
