@@ -29,6 +29,7 @@ FLOORS = {
   "process": 0,
   "progress": 0,
   "runs": 0,
+  "versions": 0,
   "models": 1,
   "data": 1,
   "retrieval": 2,

@@ -10,9 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from radit_jax import files
+from radit_jax import files, versions
 from radit_jax.config import Backend
 from radit_jax.errors import UserError
+from radit_jax.retrieval.amended import Amended, amended
 from radit_jax.retrieval.device import DeviceCandidates
 from radit_jax.retrieval.exact import Stored, exact_top, score_pairs
 from radit_jax.retrieval.metadata import Allowed, MetadataFilter, Where
@@ -83,11 +84,13 @@ class StoredIndex:
     manifest: its manifest, checked.
     stored: ``[N, E]`` embeddings.
     candidates: ``(queries, k)`` -> ``[Q, C]`` rows, -1 for none, see :class:`Candidates`; None searches exactly.
+    removed: ``[M]`` rows that no search may find, ascending.
 
   Attributes:
     manifest: as given.
     stored: as given.
     candidates: as given.
+    live: ``[L]`` rows that a search may find, ascending; None for all.
   """
 
   def __init__(
@@ -96,12 +99,15 @@ class StoredIndex:
     manifest: dict[str, Any],
     stored: Stored,
     candidates: Candidates | None,
+    removed: Int[np.ndarray, "M"] = np.empty(0, np.int64),
   ):
     self.manifest = manifest
     self._path = path
     self.stored = stored
     self.candidates = candidates
     entry = manifest["files"].get(METADATA)
+    self._removed = removed
+    self.live = np.delete(np.arange(len(stored)), removed) if len(removed) else None
     self._filter = None if entry is None else MetadataFilter(path / METADATA, entry["sha256"], len(stored))
 
   def __len__(self) -> int:
@@ -110,7 +116,8 @@ class StoredIndex:
   @property
   def together(self) -> bool:
     """Whether all processes of the run must search, each with the same queries: its rows lie with all of them."""
-    return isinstance(self.candidates, DeviceCandidates) and self.candidates.together
+    searchers = self.candidates.searchers if isinstance(self.candidates, Amended) else self.candidates
+    return isinstance(searchers, DeviceCandidates) and searchers.together
 
   def embeddings(self, ids: Int[np.ndarray, "..."]) -> Float[np.ndarray, "... E"]:
     """Stored embeddings of rows.
@@ -158,21 +165,24 @@ class StoredIndex:
     elif where:
       if self._filter is None:
         raise UserError(f"{self._path}: built without metadata, so it cannot be filtered; build it again with metadata")
-      best = self._within(q, k, self._filter.allowed(where))
+      allowed = self._filter.allowed(where)
+      if len(self._removed):
+        allowed.mask[self._removed] = False
+      best = self._within(q, k, allowed)
     else:
-      best = self._best(q, min(k, len(self)))
+      best = self._best(q, min(k, len(self if self.live is None else self.live)))
     ids = np.full((len(q), k), -1, np.int64)
     ids[:, : best.shape[1]] = best
     return SearchResult(ids, score_pairs(self.stored, q, ids), ids >= 0)
 
   def _best(self, q: Float[np.ndarray, "Q E"], k: int) -> Int[np.ndarray, "Q k"]:
     if self.candidates is None:
-      return exact_top(self.stored, q, k)
+      return exact_top(self.stored, q, k, rows=self.live)
     ids, _ = self._ranked(q, self.candidates(q, k), k)
     # The partitions looked at can hold fewer than k passages. A hole would read as "no such passage", so look at all.
     short = (ids < 0).any(axis=1)
     if short.any():
-      ids[short] = exact_top(self.stored, q[short], k)
+      ids[short] = exact_top(self.stored, q[short], k, rows=self.live)
     return ids
 
   def _within(self, q: Float[np.ndarray, "Q E"], k: int, allowed: Allowed) -> Int[np.ndarray, "Q k"]:
@@ -207,7 +217,8 @@ def load_index(
   """Opens an index. Nothing in its files is executed or unpickled.
 
   Args:
-    path: directory made by :func:`radit_jax.retrieval.build.build_index`.
+    path: directory made by :func:`radit_jax.retrieval.build.build_index`; of one that has been updated, the version
+      that it names as its current one.
     verify: ``"full"`` checks SHA-256 of every file, ``"sizes"`` only that each is there with its size.
     encoder_fingerprint: of the passage encoder that queries are to be held against.
     resident: keep ScaNN's searchers of all shards in memory; otherwise every search reads one after the other.
@@ -217,7 +228,7 @@ def load_index(
     UserError: a damaged or missing file (named), an index that another encoder built (both fingerprints named), or a
       Milvus that does not answer, or whose collection is not this index's.
   """
-  root = pathlib.Path(path)
+  root = versions.current(path)
   manifest = files.read_manifest(root, "index", verify=verify)
   for field in ("backend", "count", "dim", "encoder_fingerprint", "parameters", "index_shards", "search"):
     if field not in manifest:
@@ -248,7 +259,10 @@ def open_index(
   elif parameters.get("method", "exact") != "exact":
     shards = [(root / shard_directory(n), first) for n, (first, _) in enumerate(manifest["index_shards"])]
     candidates = ScannCandidates(shards, settings, resident=resident)
-  return StoredIndex(root, manifest, stored, candidates)
+  removed = versions.removed_rows(root, manifest)
+  if candidates is not None:
+    candidates = amended(candidates, stored, root, manifest, removed)
+  return StoredIndex(root, manifest, stored, candidates, removed)
 
 
 def shard_directory(number: int) -> str:

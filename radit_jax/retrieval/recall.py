@@ -57,7 +57,7 @@ def tune(
   Returns:
     The settings, and what was measured under them.
   """
-  sample = Sample(index.stored)
+  sample = Sample(index.stored, live=index.live)
   searchers = index.candidates
   assert searchers is not None
   measured = 0
@@ -109,16 +109,18 @@ class Sample:
 
   Args:
     stored: ``[N, E]`` embeddings, two at least.
+    live: rows that a search may find; None for all.
     seed: of the draw.
   """
 
-  def __init__(self, stored: Stored, *, seed: int = 0):
-    count = len(stored)
+  def __init__(self, stored: Stored, *, live: Int[np.ndarray, "L"] | None = None, seed: int = 0):
+    count = len(stored) if live is None else len(live)
     self._stored = stored
-    self._rows = np.sort(np.random.default_rng(seed).choice(count, min(QUERIES, count), replace=False))
+    drawn = np.sort(np.random.default_rng(seed).choice(count, min(QUERIES, count), replace=False))
+    self._rows = drawn if live is None else live[drawn]
     self._queries = stored[self._rows]
     self._k = min(NEIGHBOURS, count - 1)
-    true = self._others(exact_top(stored, self._queries, self._k + 1))
+    true = self._others(exact_top(stored, self._queries, self._k + 1, rows=live))
     self._worst = score_pairs(stored, self._queries, true)[:, -1]
 
   def __len__(self) -> int:
