@@ -169,6 +169,18 @@ def _refuse_constant(name: str) -> Any:
   raise ValueError(f"{name} is not JSON")
 
 
+def link(source: pathlib.Path, target: pathlib.Path) -> bool:
+  """Gives a file a second name, or copies it where the file system has no second names; says whether it is one file."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  target.unlink(missing_ok=True)
+  try:
+    os.link(source, target)
+    return True
+  except OSError:  # another file system, or one without second names
+    shutil.copyfile(source, target)
+    return False
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
   """SHA-256 of a file's bytes, as hex."""
   with open(path, "rb") as f:

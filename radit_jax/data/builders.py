@@ -127,6 +127,11 @@ def finish(builder: type[_Builder], directory: pathlib.Path, shard_rows: Sequenc
   b.info.write_to_directory(b.data_path)
 
 
+def split_info(builder: type[_Builder], directory: pathlib.Path) -> Any:
+  """What TFDS knows of the rows of a store: ``shard_lengths`` and ``num_bytes``."""
+  return builder(data_dir=directory).info.splits[SPLIT]
+
+
 def read_prepared(directory: pathlib.Path, split: str | None = None) -> tuple[str, Any]:
   """A split of a data set that TFDS has prepared in ArrayRecord, and its name; read without TensorFlow.
 

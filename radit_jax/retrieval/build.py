@@ -1,5 +1,6 @@
 """Building an index: embeddings taken over, one searcher per shard, measured, and a manifest of all of it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -8,26 +9,45 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from radit_jax import files, hosts
 from radit_jax.config import Backend, Dtype
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval import milvus, scann
+from radit_jax.retrieval.amended import HELD
 from radit_jax.retrieval.index import BACKENDS, METADATA, open_index, shard_directory
 from radit_jax.retrieval.metadata import MetadataFilter, Value, write_metadata
 from radit_jax.retrieval.recall import tune
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.shards import open_shards, shard_name
+from radit_jax.versions import REMOVED, ROW
 
 #: Passages of one searcher at most: at a width of 768 it takes about 17 GB to build.
 SHARD_PASSAGES = 2_000_000
 _UNFINISHED = "unfinished index"
+#: Rows copied at once.
+_ROWS = 2**14
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+  """An index that another one begins from: its rows are the first ones of the other.
+
+  Attributes:
+    path: of the index.
+    manifest: its manifest, checked in full.
+    searchers: whether they are taken over; rows that came later are then compared one by one.
+  """
+
+  path: pathlib.Path
+  manifest: dict[str, Any]
+  searchers: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +76,8 @@ def build_index(
   wish: Wish = Wish(),
   device_dtype: Dtype = "bfloat16",
   milvus_uri: str | None = None,
+  removed: Int[np.ndarray, "M"] = np.empty(0, np.int64),
+  before: Before | None = None,
   progress: Progress = silent,
 ) -> dict[str, Any]:
   """Builds an index and writes its directory, whole or not at all.
@@ -76,6 +98,8 @@ def build_index(
     wish: how thoroughly to search.
     device_dtype: that the backend device holds the embeddings in.
     milvus_uri: address of the server of the backend milvus.
+    removed: rows that no search may find, ascending.
+    before: an index of the first rows; ``metadata`` is then of the others alone.
     progress: told after every shard and measurement.
 
   Returns:
@@ -94,7 +118,18 @@ def build_index(
   work = final.parent / f".{final.name}.partial"
   try:
     manifest = _build(
-      embeddings, work, backend, metadata, fields or {}, shard_passages, wish, device_dtype, milvus_uri, progress
+      embeddings,
+      work,
+      backend,
+      metadata,
+      fields or {},
+      shard_passages,
+      wish,
+      device_dtype,
+      milvus_uri,
+      removed,
+      before,
+      progress,
     )
   except (UserError, OSError):
     if not any(work.glob(shard_directory(0)[:-1] + "*")):  # nothing that the next call could go on from
@@ -136,41 +171,54 @@ def _build(
   wish: Wish,
   device_dtype: Dtype,
   milvus_uri: str | None,
+  removed: Int[np.ndarray, "M"],
+  before: Before | None,
   progress: Progress,
 ) -> dict[str, Any]:
   """Fills the directory of the work."""
   source = _source(embeddings)
-  done = _resume(work, source, backend, shard_passages)
+  state = _state(source, backend, shard_passages, removed)
+  done = _resume(work, state)
   known = _take_over(embeddings, source, work)
-  rows = Rows(open_shards(work, source), forget=True)
+  shards = open_shards(work, source)
+  count, width = Rows(shards).shape
   digest = hashlib.sha256()
-  for _, block in rows.blocks():  # before any backend sees them
+  if before is not None:
+    digest.update(before.manifest["embeddings_fingerprint"].encode())
+    shards = shards[before.manifest["shards"] :]
+  for _, block in Rows(shards, forget=True).blocks() if shards else ():  # before any backend sees them
     digest.update(np.ascontiguousarray(block).data)
-  count, width = rows.shape
-  number = -(-count // shard_passages) if backend == "scann" else 1
-  edges = [count * n // number for n in range(number + 1)]
-  parameters = scann.choose(-(-count // number)) if backend == "scann" else {}
-  if backend == "device":
-    parameters = {"method": "device", "dtype": device_dtype}
-  versions = {"numpy": np.__version__, "radit_jax": _version("radit_jax")}
-  if backend == "scann" and parameters["method"] != "exact":
-    versions["scann"] = _version("scann")
-    for n in range(number):
-      if n not in done:
-        sources = _pieces(work, source, edges[n], edges[n + 1])
-        done[n] = scann.build_shard(sources, work / shard_directory(n), parameters)
-        done[n]["files"] = {
-          p.relative_to(work).as_posix(): files.sha256_file(p) for p in sorted((work / shard_directory(n)).iterdir())
-        }
-        _list(work, source, backend, shard_passages, done)
-      progress("build", n + 1, number, "shards")
-    known |= {name: sha256 for entry in done.values() for name, sha256 in entry["files"].items()}
-  if metadata is not None and (described := write_metadata(work / METADATA, metadata)) != count:
-    raise UserError(f"metadata of {described} passages against {count} embeddings: one mapping per row is needed")
+  amended: dict[str, Any] = {}
+  if len(removed):
+    removed.astype(ROW).tofile(work / REMOVED)
+    amended = {"removed": len(removed), "removed_fingerprint": files.sha256_file(work / REMOVED)}
+  if before is not None and before.searchers:
+    known |= _take_searchers(before, work)
+    parameters, versions = before.manifest["parameters"], before.manifest["versions"]
+    index_shards = before.manifest["index_shards"]
+    amended["searched"] = before.manifest.get("searched", before.manifest["count"])
+  else:
+    size = count - len(removed)
+    number = -(-size // shard_passages) if backend == "scann" else 1
+    edges = [size * n // number for n in range(number + 1)]
+    index_shards = [[first, stop - first] for first, stop in itertools.pairwise(edges)]
+    parameters = scann.choose(-(-size // number)) if backend == "scann" else {}
+    if backend == "device":
+      parameters = {"method": "device", "dtype": device_dtype}
+    versions = {"numpy": np.__version__, "radit_jax": _version("radit_jax")}
+    if backend == "scann" and parameters["method"] != "exact":
+      versions["scann"] = _version("scann")
+      _build_searchers(work, source, index_shards, removed, parameters, state, done, progress)
+      known |= {name: sha256 for entry in done.values() for name, sha256 in entry["files"].items()}
+  if metadata is not None:
+    described = write_metadata(work / METADATA, metadata, None if before is None else before.path / METADATA)
+    if described != count - (before.manifest["count"] if before else 0):
+      raise UserError(f"metadata of {described} passages against {count} embeddings: one mapping per row is needed")
   described_by = None if metadata is None else files.sha256_file(work / METADATA)
   if milvus_uri is not None:
     known_values = None if described_by is None else MetadataFilter(work / METADATA, described_by, count)
     fingerprint = f"{digest.hexdigest()} {described_by}"
+    rows = Rows(open_shards(work, source), forget=True)
     parameters = milvus.fill(milvus_uri, rows, fingerprint, known_values, progress=progress)
     versions["pymilvus"] = _version("pymilvus")
   manifest = {
@@ -185,14 +233,16 @@ def _build(
     "metadata_fingerprint": described_by,
     "parameters": parameters,
     "milvus_uri": milvus_uri,
-    "index_shards": [[first, stop - first] for first, stop in itertools.pairwise(edges)],
+    "index_shards": index_shards,
+    **amended,
     "versions": versions,
     "build": {
       "seconds": round(sum(entry["seconds"] for entry in done.values()), 2),
       "peak_bytes": max((entry["peak_bytes"] for entry in done.values()), default=0),
     },
   }
-  manifest = _measured(work, {**manifest, "files": {}}, wish, progress)
+  rows_of: dict[str, Any] = {name: {} for name in (REMOVED, HELD) if (work / name).exists()}
+  manifest = _measured(work, {**manifest, "files": rows_of}, wish, progress)
   del manifest["files"]
   files.write_manifest(work, "index", manifest, known=known)
   return manifest
@@ -213,9 +263,9 @@ def _measured(root: pathlib.Path, manifest: dict[str, Any], wish: Wish, progress
     manifest |= {"search": dataclasses.asdict(settings), "overlap": dataclasses.asdict(overlap)}
   names = (
     *("backend", "count", "dim", "dtype", "encoder_fingerprint", "passages_fingerprint", "embeddings_fingerprint"),
-    *("metadata_fingerprint", "parameters", "index_shards", "search"),
+    *("metadata_fingerprint", "parameters", "index_shards", "search", "removed_fingerprint", "searched"),
   )
-  named = json.dumps({name: manifest[name] for name in names}, sort_keys=True)
+  named = json.dumps({name: manifest[name] for name in names if name in manifest}, sort_keys=True)
   return {**manifest, "fingerprint": hashlib.sha256(named.encode()).hexdigest()}
 
 
@@ -241,13 +291,59 @@ def _take_over(embeddings: Any, source: dict[str, Any], work: pathlib.Path) -> d
     stored.flush()
     return {}
   for name, entry in source["files"].items():
-    (work / name).unlink(missing_ok=True)
-    try:
-      os.link(pathlib.Path(embeddings) / name, work / name)
-      known[name] = entry["sha256"]
-    except OSError:  # another file system, or one without second names: a copy, which is read back for its hash
-      shutil.copyfile(pathlib.Path(embeddings) / name, work / name)
+    if files.link(pathlib.Path(embeddings) / name, work / name):
+      known[name] = entry["sha256"]  # a copy is read back for its hash
   return known
+
+
+def _take_searchers(before: Before, work: pathlib.Path) -> dict[str, str]:
+  """Puts the searchers of another index into the work, and returns the SHA-256 that are known."""
+  listed = before.manifest["files"]
+  names = [n for n in listed if n == HELD or n.startswith(shard_directory(0)[:-5])]
+  return {n: listed[n]["sha256"] for n in names if files.link(before.path / n, work / n)}
+
+
+def _build_searchers(
+  work: pathlib.Path,
+  source: dict[str, Any],
+  index_shards: list[list[int]],
+  removed: Int[np.ndarray, "M"],
+  parameters: dict[str, Any],
+  state: dict[str, Any],
+  done: dict[int, dict[str, Any]],
+  progress: Progress,
+) -> None:
+  """Builds those that are not done, of the rows that are not removed."""
+  held = np.delete(np.arange(source["count"]), removed)
+  if len(removed):
+    held.astype(ROW).tofile(work / HELD)
+  for n, (first, size) in enumerate(index_shards):
+    if n not in done:
+      chosen = held[first : first + size]
+      with _some_rows(work, source, chosen) if len(removed) else contextlib.nullcontext() as file:
+        pieces = [(file, 0, size)] if file else _pieces(work, source, first, first + size)
+        done[n] = scann.build_shard(pieces, work / shard_directory(n), parameters)
+      done[n]["files"] = {
+        p.relative_to(work).as_posix(): files.sha256_file(p) for p in sorted((work / shard_directory(n)).iterdir())
+      }
+      _list(work, state, done)
+    progress("build", n + 1, len(index_shards), "shards")
+
+
+@contextlib.contextmanager
+def _some_rows(work: pathlib.Path, source: dict[str, Any], rows: Int[np.ndarray, "n"]) -> Iterator[pathlib.Path]:
+  """A file of embeddings that lie apart, for as long as a searcher is built of it."""
+  stored = Rows(open_shards(work, source), forget=True)
+  file = work / "rows.npy"
+  made = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(rows), source["dim"]))
+  for first in range(0, len(rows), _ROWS):
+    made[first : first + _ROWS] = stored[rows[first : first + _ROWS]]
+  made.flush()
+  del made
+  try:
+    yield file
+  finally:
+    file.unlink()
 
 
 def _pieces(work: pathlib.Path, source: dict[str, Any], first: int, stop: int) -> list[tuple[pathlib.Path, int, int]]:
@@ -261,28 +357,28 @@ def _pieces(work: pathlib.Path, source: dict[str, Any], first: int, stop: int) -
   return out
 
 
-def _state(source: dict[str, Any], backend: Backend, shard_passages: int) -> dict[str, Any]:
-  return {"kind": _UNFINISHED, "source": source["files"], "backend": backend, "shard_passages": shard_passages}
+def _state(
+  source: dict[str, Any], backend: Backend, shard_passages: int, removed: Int[np.ndarray, "M"]
+) -> dict[str, Any]:
+  """What searchers are built from."""
+  state = {"kind": _UNFINISHED, "source": source["files"], "backend": backend, "shard_passages": shard_passages}
+  return {**state, "removed": hashlib.sha256(removed.astype(ROW).tobytes()).hexdigest()}
 
 
-def _list(
-  work: pathlib.Path, source: dict[str, Any], backend: Backend, shard_passages: int, done: dict[int, dict[str, Any]]
-) -> None:
+def _list(work: pathlib.Path, state: dict[str, Any], done: dict[int, dict[str, Any]]) -> None:
   listed = {str(n): entry for n, entry in done.items()}
-  files.write_json(work / files.MANIFEST, {**_state(source, backend, shard_passages), "shards": listed})
+  files.write_json(work / files.MANIFEST, {**state, "shards": listed})
 
 
-def _resume(
-  work: pathlib.Path, source: dict[str, Any], backend: Backend, shard_passages: int
-) -> dict[int, dict[str, Any]]:
+def _resume(work: pathlib.Path, state: dict[str, Any]) -> dict[int, dict[str, Any]]:
   """Shards that an earlier call has finished on the same embeddings; whatever else is there is removed."""
   done: dict[int, dict[str, Any]] = {}
   try:
-    state = files.read_json(work / files.MANIFEST)
-    if source["files"] and all(state[n] == v for n, v in _state(source, backend, shard_passages).items()):
+    there = files.read_json(work / files.MANIFEST)
+    if state["source"] and all(there[n] == v for n, v in state.items()):
       done = {
         int(number): entry
-        for number, entry in state["shards"].items()
+        for number, entry in there["shards"].items()
         if all(files.sha256_file(work / name) == sha256 for name, sha256 in entry["files"].items())
       }
   except (UserError, OSError, KeyError, TypeError, AttributeError, ValueError):
@@ -292,7 +388,7 @@ def _resume(
   for path in work.iterdir():
     if path.name not in kept:
       shutil.rmtree(path) if path.is_dir() else path.unlink()
-  _list(work, source, backend, shard_passages, done)
+  _list(work, state, done)
   return done
 
 

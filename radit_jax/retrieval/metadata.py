@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -46,14 +47,23 @@ class Allowed:
     return np.where((ids >= 0) & self.mask[np.maximum(ids, 0)], ids, -1)
 
 
-def write_metadata(path: pathlib.Path, metadata: Iterable[Mapping[str, Value]]) -> int:
+def write_metadata(
+  path: pathlib.Path, metadata: Iterable[Mapping[str, Value]], before: pathlib.Path | None = None
+) -> int:
   """Writes one mapping per row, a line of JSON each, and returns how many.
+
+  Args:
+    path: the file.
+    metadata: of each row.
+    before: a file of the rows before them; its lines come first.
 
   Raises:
     UserError: a value that is neither a string nor a finite number (row and field named).
   """
   count = 0
-  with open(path, "w", encoding="utf-8") as lines:
+  if before is not None:
+    shutil.copyfile(before, path)
+  with open(path, "w" if before is None else "a", encoding="utf-8") as lines:
     for row, entry in enumerate(metadata):
       for field, value in entry.items():
         if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):

@@ -53,12 +53,12 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
     UserError: k above the number of passages; an index of another encoder.
   """
   store = PassageStore(config.passages)
-  if config.k > len(store):
-    raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {len(store)}; lower --k")
+  if config.k > store.num_live:
+    raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {store.num_live}; lower --k")
   mesh = make_mesh(config.mesh)
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder, resident=False)
-  check_passages(index.manifest["passages_fingerprint"], store, config.index)
+  store = check_passages(index.manifest["passages_fingerprint"], store, config.index)
   # Both models are loaded before anything is computed, so that a wrong path is told at once.
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))

@@ -44,11 +44,12 @@ def bm25(config: Bm25Config, *, progress: Progress = silent) -> Bm25Result:
   dense: dict[str, list[int]] = {}
   if config.fuse is not None:
     retrieved = RetrievedStore(config.fuse)
-    check_passages(retrieved.manifest["passages"], store, config.fuse)
+    store = check_passages(retrieved.manifest["passages"], store, config.fuse)
     dense = {example.id: example.passage_rows[example.valid].tolist() for example in retrieved}
     if missing := [q["id"] for q in questions if q["id"] not in dense]:
       raise UserError(f"{config.fuse}: nothing retrieved for question {missing[0]!r}; retrieve for this split first")
-  index = Bm25(passage.full_text for passage in store)
+  gone = frozenset(store.removed.tolist())  # they have no words
+  index = Bm25("" if row in gone else passage.full_text for row, passage in enumerate(store))
   run: trec.Run = {}
   for done, question in enumerate(questions, 1):
     found = index.search(str(question["query"]), config.k)

@@ -79,7 +79,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
   retrieved = RetrievedStore(config.retrieved)
   if config.mode == "retrieval" and config.k > retrieved.manifest["k"]:
     raise UserError(f"k = {config.k} passages to mix, {config.retrieved} holds {retrieved.manifest['k']} per question")
-  check_passages(retrieved.manifest["passages"], passages, config.retrieved)
+  passages = check_passages(retrieved.manifest["passages"], passages, config.retrieved)
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
   inputs = {

@@ -68,6 +68,8 @@ def evaluate_retrieval(config: EvaluateRetrievalConfig, *, progress: Progress = 
       of other questions.
   """
   store = None if config.passages is None else PassageStore(config.passages)
+  if store is not None and os.path.isdir(config.retrieved):
+    store = check_passages(RetrievedStore(config.retrieved).manifest["passages"], store, config.retrieved)
   given = None if config.qrels is None else trec.read_qrels(config.qrels)
   after = _read(config.retrieved, store, given)
   found = _measure(after, store, progress)
@@ -99,7 +101,7 @@ def _read(path: str, store: PassageStore | None, qrels: trec.Qrels | None) -> _R
   if store is None:
     raise UserError(f"{path}: a store of rows, whose passages are needed; give --passages")
   retrieved = RetrievedStore(path)
-  check_passages(retrieved.manifest["passages"], store, path)
+  store = check_passages(retrieved.manifest["passages"], store, path)
   found: trec.Run = {}
   gold: trec.Qrels = {}
   answers: dict[str, tuple[str, ...]] = {}

@@ -76,13 +76,13 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
       encoder was tuned against; a damaged index.
   """
   store = PassageStore(config.passages)
-  if config.k > len(store):
-    raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {len(store)}; lower --k")
+  if config.k > store.num_live:
+    raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {store.num_live}; lower --k")
   questions = read_split(config.questions)
   questions = [questions[i] for i in sample(len(questions), config.limit, config.seed)]
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   index = load_index(config.index, verify=config.verify, encoder_fingerprint=passage_encoder, resident=False)
-  check_passages(index.manifest["passages_fingerprint"], store, config.index)
+  store = check_passages(index.manifest["passages_fingerprint"], store, config.index)
   inputs = {
     "questions": files.sha256_file(config.questions),
     "passages": store.fingerprint,

@@ -83,7 +83,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
   for name, store in stores.items():
     if config.method == "ralt" and config.k > store.manifest["k"]:
       raise UserError(f"k = {config.k} passages per example, the {name} store holds {store.manifest['k']}; lower --k")
-    check_passages(store.manifest["passages"], passages, str(store.path))
+    passages = check_passages(store.manifest["passages"], passages, str(store.path))
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
   inputs = {

@@ -31,7 +31,7 @@ from radit_jax.data.corpus.merge import PARTITION, Merged, merge
 from radit_jax.data.corpus.pool import Pool, available
 from radit_jax.data.corpus.scan import Scanned, Scanner, Wanted, block_file, read_scanned
 from radit_jax.data.corpus.serialized import SHARD, WRITER_OPTIONS
-from radit_jax.data.corpus.table import LEFT_OUT, ORDINAL
+from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, ORDINAL, read_array
 from radit_jax.data.policy import Skipped
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
@@ -221,6 +221,17 @@ class Build:
     shutil.rmtree(self.work)
     return counts
 
+  def pieces(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tables of a scanned corpus: documents, what is left out, and what stands for it."""
+    named = ((DOCUMENTS, DOCUMENT), (LEFT_OUT, ORDINAL), (KEPT, ORDINAL))
+    documents, left_out, kept = (read_array(self.work / _STORE / name, dtype) for name, dtype in named)
+    return documents, left_out, kept
+
+  def records(self) -> Iterator[list[bytes]]:
+    """Records of all pieces of a scanned corpus, block by block."""
+    for index in range(len(self._scanned)):
+      yield _records(self.work, index)
+
   def discard(self) -> None:
     """Removes the work directory, and the directories above it that were made for it."""
     self._pool.close()
@@ -306,21 +317,26 @@ class _Shards:
     writer = None if finished else array_record_module.ArrayRecordWriter(str(part), WRITER_OPTIONS)
     left_out = np.fromfile(self.work / _STORE / LEFT_OUT, ORDINAL, *_range(blocks))
     for index, ordinal, start, stop in blocks:
-      lengths = np.fromfile(block_file(self.work, index, "lengths"), "<u4").astype(np.int64)
-      keep = np.ones(len(lengths), bool)
-      own = left_out[start - blocks[0][2] : stop - blocks[0][2]]
-      keep[own.astype(np.int64) - ordinal] = False
-      size += int(lengths[keep].sum())
-      if writer is None:
-        continue
-      ends = np.cumsum(lengths)
-      records = block_file(self.work, index, "records").read_bytes()
-      for a, b in zip((ends - lengths)[keep].tolist(), ends[keep].tolist(), strict=True):
-        writer.write(records[a:b])
+      own = left_out[start - blocks[0][2] : stop - blocks[0][2]].astype(np.int64) - ordinal
+      records = _records(self.work, index, own)
+      size += sum(map(len, records))
+      if writer is not None:
+        for record in records:
+          writer.write(record)
     if writer is not None:
       writer.close()
       os.replace(part, path)
     return size, files.sha256_file(path)
+
+
+def _records(work: pathlib.Path, index: int, left_out: Sequence[int] | np.ndarray = ()) -> list[bytes]:
+  """Records of a block but those whose numbers within it are left out."""
+  lengths = np.fromfile(block_file(work, index, "lengths"), "<u4").astype(np.int64)
+  keep = np.ones(len(lengths), bool)
+  keep[np.asarray(left_out, np.int64)] = False
+  ends = np.cumsum(lengths)
+  records = block_file(work, index, "records").read_bytes()
+  return [records[a:b] for a, b in zip((ends - lengths)[keep].tolist(), ends[keep].tolist(), strict=True)]
 
 
 def _range(blocks: Sequence[tuple[int, int, int, int]]) -> tuple[int, str, int]:

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from radit_jax import files, versions
 from radit_jax.data.corpus.table import DocumentTable, write_table
 from radit_jax.data.sources import Passage
 from radit_jax.data.stores import Store, write_store
@@ -50,7 +51,15 @@ def write_passages(
 
 
 class PassageStore(Store[Passage]):
-  """Passages by row number: ``store[row]``, ``store.many(rows)``.
+  """Passages by row number: ``store[row]``, ``store.many(rows)``. Of a store with versions the current one is read.
+
+  Args:
+    path: see :class:`radit_jax.data.stores.Store`.
+    version: read this one instead.
+
+  Attributes:
+    root: as given; ``path`` is that of the version.
+    removed: rows whose passages went in an update, ascending: they keep their numbers, and no index finds them.
 
   Example:
     >>> import tempfile
@@ -63,6 +72,16 @@ class PassageStore(Store[Passage]):
 
   kind = "passages"
   _table: DocumentTable | None = None
+
+  def __init__(self, path: str | os.PathLike[str], *, version: int | None = None) -> None:
+    super().__init__(versions.current(path) if version is None else versions.directory(path, version))
+    self.root = pathlib.Path(path)
+    self.removed = versions.removed_rows(self.path, self.manifest)
+
+  @property
+  def num_live(self) -> int:
+    """Passages that a search may find; ``len`` counts the rows, also those of passages that went."""
+    return len(self) - len(self.removed)
 
   def _decode(self, record: dict[str, Any]) -> Passage:
     return Passage(
@@ -90,8 +109,8 @@ class PassageStore(Store[Passage]):
     return rows
 
 
-def check_passages(made_from: str | None, store: PassageStore, what: str) -> None:
-  """Refuses rows that refer to another passage store.
+def check_passages(made_from: str | None, store: PassageStore, what: str) -> PassageStore:
+  """The version of a passage store that rows refer to.
 
   Args:
     made_from: fingerprint in the manifest of ``what``.
@@ -99,10 +118,15 @@ def check_passages(made_from: str | None, store: PassageStore, what: str) -> Non
     what: path of an index or of retrieved examples.
 
   Raises:
-    UserError: both fingerprints are named.
+    UserError: they refer to none of its versions; both fingerprints are named.
   """
-  if made_from != store.fingerprint:
-    raise UserError(
-      f"{what}: made from the passage store {str(made_from)[:12]}, but {store.path} is {store.fingerprint[:12]}; "
-      "pass the store it was made from, or make it again"
-    )
+  if made_from == store.fingerprint:
+    return store
+  for number in versions.numbers(store.root):
+    version = versions.directory(store.root, number)
+    if files.read_json(version / files.MANIFEST).get("fingerprint") == made_from:
+      return PassageStore(store.root, version=number)
+  raise UserError(
+    f"{what}: made from the passage store {str(made_from)[:12]}, but {store.path} is {store.fingerprint[:12]}; "
+    "pass the store it was made from, or make it again"
+  )

@@ -1,0 +1,126 @@
+"""An index after its passages have changed: embeddings that are known are kept, searchers are amended or built anew."""
+
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from radit_jax import files
+from radit_jax.progress import Progress, silent
+from radit_jax.retrieval import scann
+from radit_jax.retrieval.amended import HELD
+from radit_jax.retrieval.build import Before, Wish, build_index
+from radit_jax.retrieval.exact import Stored
+from radit_jax.retrieval.metadata import Value
+from radit_jax.retrieval.rows import Rows
+from radit_jax.retrieval.shards import open_shards, shard_name
+from radit_jax.versions import ROW
+
+#: Searchers are built anew once more than this share of what they hold went, or as much came: both cost every search.
+AMENDED = 0.1
+#: Rows of a file of embeddings.
+_ROWS = 2**15
+
+
+def update_index(
+  base: pathlib.Path,
+  manifest: dict[str, Any],
+  path: pathlib.Path,
+  *,
+  copied: Int[np.ndarray, "n"],
+  encoded: Stored | None,
+  removed: Int[np.ndarray, "M"],
+  metadata: Iterable[Mapping[str, Value]],
+  fields: Mapping[str, Any],
+  shard_passages: int,
+  wish: Wish,
+  progress: Progress = silent,
+) -> dict[str, Any]:
+  """Writes a version of an index, whole or not at all. Files that do not change are shared with the one before.
+
+  Args:
+    base: directory of the version before.
+    manifest: its manifest, checked in full.
+    path: directory of the new one; must not exist.
+    copied: for each row that comes, one of the version before that has the same text, -1 for none.
+    encoded: embeddings of those for which there is none, in their order; None if there are none such.
+    removed: all rows that no search may find, ascending.
+    metadata: of the rows that come.
+    fields: kept in the manifest; ``encoder_fingerprint`` and ``passages_fingerprint`` among them.
+    shard_passages: see :func:`radit_jax.retrieval.build.build_index`.
+    wish: how thoroughly to search.
+    progress: told after every searcher and measurement.
+
+  Returns:
+    The new manifest's own fields.
+  """
+  embeddings = path.parent / f".{path.name}.embeddings"
+  with files.atomic_directory(embeddings) as work:
+    _write_embeddings(base, manifest, work, copied, encoded, fields)
+  count = manifest["count"] + len(copied)
+  made = build_index(
+    embeddings,
+    path,
+    backend=manifest["backend"],
+    metadata=metadata if manifest["metadata_fingerprint"] else None,
+    fields=fields,
+    shard_passages=shard_passages,
+    wish=wish,
+    removed=removed,
+    before=Before(base, manifest, _can_amend(base, manifest, count, removed)),
+    progress=progress,
+  )
+  shutil.rmtree(embeddings)
+  return made
+
+
+def _can_amend(base: pathlib.Path, manifest: dict[str, Any], count: int, removed: Int[np.ndarray, "M"]) -> bool:
+  """Whether the searchers are still near enough to what there is."""
+  if manifest["parameters"].get("method", "exact") == "exact":
+    return manifest["backend"] != "scann" or count - len(removed) < scann.EXACT_BELOW
+  searched = manifest.get("searched", manifest["count"])
+  held = np.fromfile(base / HELD, ROW).astype(np.int64) if HELD in manifest["files"] else np.arange(searched)
+  went = np.count_nonzero(np.isin(held, removed, assume_unique=True))
+  return max(went, count - searched) <= AMENDED * len(held)
+
+
+def _write_embeddings(
+  base: pathlib.Path,
+  manifest: dict[str, Any],
+  work: pathlib.Path,
+  copied: Int[np.ndarray, "n"],
+  encoded: Stored | None,
+  fields: Mapping[str, Any],
+) -> None:
+  """A directory of embeddings as `embed_passages` makes them: the files that were there, and behind them what came."""
+  known = {}
+  for number in range(manifest["shards"]):
+    name = shard_name(number)
+    if files.link(base / name, work / name):
+      known[name] = manifest["files"][name]["sha256"]
+  before = Rows(open_shards(base, manifest))
+  fresh = np.cumsum(copied < 0) - 1
+  shards = manifest["shards"]
+  for first in range(0, len(copied), _ROWS):
+    rows = copied[first : first + _ROWS]
+    values = before[np.maximum(rows, 0)]
+    if encoded is not None:
+      new = np.flatnonzero(rows < 0)
+      values[new] = encoded[fresh[first + new]]
+    np.save(work / shard_name(shards), values.astype(manifest["dtype"]), allow_pickle=False)
+    shards += 1
+  files.write_manifest(
+    work,
+    "embeddings",
+    {
+      "count": manifest["count"] + len(copied),
+      "dim": manifest["dim"],
+      "dtype": manifest["dtype"],
+      "shards": shards,
+      **{name: fields[name] for name in ("encoder_fingerprint", "passages_fingerprint")},
+    },
+    known=known,
+  )
