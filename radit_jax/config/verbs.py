@@ -122,6 +122,17 @@ class IndexConfig:
     plan: say what it will cost, and do nothing.
     plan_passages: plan for so many passages; None takes those of the store, which otherwise need not exist.
     plan_rate: passages encoded a second, for the plan's hours.
+    update: file or folder of documents that are new, or take the place of those of the same ids: makes a new version of
+      the passages and of the index, from what is there and the texts that are new.
+    corpus_format: of these documents; None takes that of the passages.
+    delete_missing: documents that `update` does not have are removed.
+    restore: documents that an earlier update removed may come back.
+    golden: questions with answers or passage_ids (`jsonl`) that a new version must find before it is read.
+    golden_min: share of them that must be found.
+    golden_k: among so many passages.
+    golden_encoder: Hugging Face directory of the query encoder; None takes the passage encoder.
+    keep_versions: newest versions that are kept, beside the first one.
+    rollback: read the version again that the current one was made from.
     batch_size: passages per encoder call.
     embedding: pooling, prompts and limits that the encoder's files do not say.
     mesh: devices.
@@ -142,13 +153,23 @@ class IndexConfig:
   plan: bool = False
   plan_passages: int | None = None
   plan_rate: float | None = None
+  update: str | None = None
+  corpus_format: CorpusFormat | None = None
+  delete_missing: bool = False
+  restore: bool = False
+  golden: str | None = None
+  golden_min: float | None = None
+  golden_k: int = 10
+  golden_encoder: str | None = None
+  keep_versions: int = 5
+  rollback: bool = False
   batch_size: int = 64
   embedding: EmbeddingOptions = EmbeddingOptions()
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
     local_paths(self)
-    for name in ("batch_size", "leaves_to_search", "reorder", "plan_passages"):
+    for name in ("batch_size", "leaves_to_search", "reorder", "plan_passages", "golden_k", "keep_versions"):
       at_least(self, name, 1)
     at_least(self, "shard_passages", 20_000)
     if self.plan_rate is not None:
@@ -162,6 +183,21 @@ class IndexConfig:
     for name in ("plan_passages", "plan_rate"):
       if getattr(self, name) is not None and not self.plan:
         raise UserError(f"IndexConfig.{name} = {getattr(self, name)} without plan: add --plan")
+    self._check_update()
+
+  def _check_update(self) -> None:
+    for name in ("corpus_format", "delete_missing", "restore", "golden"):
+      if getattr(self, name) and self.update is None:
+        raise UserError(f"IndexConfig.{name} = {getattr(self, name)} without update: add --update FILE")
+    if sum((self.update is not None, self.rollback, self.plan)) > 1:
+      raise UserError("IndexConfig: update, rollback and plan are different things: give one of them")
+    if (self.golden is None) != (self.golden_min is None):
+      raise UserError(
+        f"IndexConfig: golden = {self.golden!r}, golden_min = {self.golden_min}: the questions and the share of them "
+        "that must be found belong together"
+      )
+    if self.golden_min is not None and not 0 < self.golden_min <= 1:
+      raise UserError(f"IndexConfig.golden_min = {self.golden_min}: must be above 0 and at most 1")
 
 
 @dataclasses.dataclass(frozen=True)

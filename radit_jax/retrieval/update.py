@@ -10,7 +10,6 @@ from jaxtyping import Int
 
 from radit_jax import files
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval import scann
 from radit_jax.retrieval.amended import HELD
 from radit_jax.retrieval.build import Before, Wish, build_index
 from radit_jax.retrieval.exact import Stored
@@ -70,6 +69,7 @@ def update_index(
     shard_passages=shard_passages,
     wish=wish,
     removed=removed,
+    device_dtype=manifest["parameters"].get("dtype", "bfloat16"),
     before=Before(base, manifest, _can_amend(base, manifest, count, removed)),
     progress=progress,
   )
@@ -78,9 +78,9 @@ def update_index(
 
 
 def _can_amend(base: pathlib.Path, manifest: dict[str, Any], count: int, removed: Int[np.ndarray, "M"]) -> bool:
-  """Whether the searchers are still near enough to what there is."""
-  if manifest["parameters"].get("method", "exact") == "exact":
-    return manifest["backend"] != "scann" or count - len(removed) < scann.EXACT_BELOW
+  """Whether there are searchers, and they are still near enough to what there is."""
+  if manifest["backend"] != "scann" or manifest["parameters"]["method"] == "exact":
+    return False
   searched = manifest.get("searched", manifest["count"])
   held = np.fromfile(base / HELD, ROW).astype(np.int64) if HELD in manifest["files"] else np.arange(searched)
   went = np.count_nonzero(np.isin(held, removed, assume_unique=True))

@@ -3,20 +3,15 @@
 import dataclasses
 from typing import Any
 
-import jax
-
-from radit_jax import files, hosts, runs
-from radit_jax.config import IndexConfig, MeshConfig
+from radit_jax import files, hosts, runs, versions
+from radit_jax.config import IndexConfig
 from radit_jax.data.corpus import PassageStore
-from radit_jax.models.pretrained import fingerprint, load_encoder, load_tokenizer
+from radit_jax.models.pretrained import fingerprint, load_encoder
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.build import Wish, build_index, tune_index
 from radit_jax.retrieval.cost import IndexPlan, plan_index
-from radit_jax.retrieval.embed import embed_passages
-from radit_jax.sharding import make_mesh
-
-#: Options that change how an index is searched, or nothing at all, and so are no part of what made it.
-_BESIDE = ("index", "plan", "plan_passages", "plan_rate", "leaves_to_search", "reorder", "target_recall", "milvus_uri")
+from radit_jax.verbs.encode import encode, index_recipe
+from radit_jax.verbs.update import RollbackResult, UpdateResult, rollback, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +47,10 @@ class IndexResult:
     return f"{line}\noverlap@10 with exact search {o['overlap']:.3f} ({o['queries']} passages as queries){below}"
 
 
-def index(config: IndexConfig, *, progress: Progress = silent) -> IndexResult | IndexPlan:
-  """Embeds every passage and builds the index; or says what that would cost.
+def index(
+  config: IndexConfig, *, progress: Progress = silent
+) -> IndexResult | IndexPlan | UpdateResult | RollbackResult:
+  """Embeds every passage and builds the index; or says what that would cost, updates it, or goes back a version.
 
   Args:
     config: see :class:`radit_jax.config.IndexConfig`.
@@ -64,14 +61,18 @@ def index(config: IndexConfig, *, progress: Progress = silent) -> IndexResult | 
   """
   if config.plan:
     return _plan(config)
+  if config.rollback:
+    return rollback(config)
+  if config.update is not None:
+    return update(config, progress=progress)
   store = PassageStore(config.passages)
   inputs = {"passages": store.fingerprint, "encoder": fingerprint(config.encoder, config.embedding)}
-  wanted = runs.recipe(config, inputs=inputs)
-  for name in (*_BESIDE, *(() if config.backend == "device" else ("device_dtype",))):
-    wanted["options"].pop(name, None)
+  wanted = index_recipe(config, inputs)
   wish = Wish(config.leaves_to_search, config.reorder, config.target_recall)
-  if not runs.finished(config.index, "index", wanted):
-    _embed(config, store, inputs["encoder"], progress)
+  current = versions.current(config.index)
+  if not runs.finished(current, "index", wanted):
+    fields = {"encoder_fingerprint": inputs["encoder"], "passages_fingerprint": store.fingerprint}
+    encode(config, store, config.embeddings, fields, progress)
     with hosts.one_writes() as mine:
       if mine:
         build_index(
@@ -82,46 +83,20 @@ def index(config: IndexConfig, *, progress: Progress = silent) -> IndexResult | 
           fields={"recipe": wanted},
           shard_passages=config.shard_passages,
           wish=wish,
+          removed=store.removed,
           device_dtype=config.device_dtype,
           milvus_uri=config.milvus_uri,
           progress=progress,
         )
-  manifest = files.read_manifest(config.index, "index")
+  manifest = files.read_manifest(current, "index")
   if manifest["wish"] != dataclasses.asdict(wish) or manifest.get("milvus_uri") != config.milvus_uri:
     with hosts.one_writes() as mine:
       if mine:
-        tune_index(config.index, wish, milvus_uri=config.milvus_uri, progress=progress)
-    manifest = files.read_manifest(config.index, "index")
+        tune_index(current, wish, milvus_uri=config.milvus_uri, progress=progress)
+    manifest = files.read_manifest(current, "index")
   method = manifest["parameters"].get("method", "exact")
-  size = manifest["count"], manifest["dim"]
+  size = manifest["count"] - manifest.get("removed", 0), manifest["dim"]
   return IndexResult(config.index, config.embeddings, *size, config.backend, method, manifest["overlap"])
-
-
-def _embed(config: IndexConfig, store: PassageStore, encoder_fingerprint: str, progress: Progress) -> None:
-  mesh = make_mesh(config.mesh)
-  within = config.mesh.fsdp * config.mesh.tensor
-  if hosts.count() > 1 and jax.local_device_count() % within == 0:
-    # The encoder fits the devices of one process: each makes shards of its own, and waits for nobody.
-    mesh = make_mesh(MeshConfig(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor), devices=jax.local_devices())
-  encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
-  embed_passages(
-    encoder,
-    load_tokenizer(config.encoder),
-    store,
-    config.embeddings,
-    max_tokens=encoder.config.max_tokens,
-    prompt=encoder.config.passage_prompt,
-    batch_size=config.batch_size,
-    fields={
-      "encoder_fingerprint": encoder_fingerprint,
-      "passages_fingerprint": store.fingerprint,
-      "pooling": encoder.config.pooling,
-      "normalize": encoder.config.normalize,
-    },
-    mesh=mesh,
-    progress=progress,
-    dtype=config.stored_dtype,
-  )
 
 
 def _plan(config: IndexConfig) -> IndexPlan:

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from radit_jax.data.corpus.content import NAME, RECORD, TEXT, match
+from radit_jax.data.corpus.content import NAME, OWNER, RECORD, TEXT, match
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Pieces:
     documents: by the digests of their ids.
     left_out: ordinals of pieces that are not kept, ascending.
     kept: for each of them the one that stands for it.
-    content: ``[rows, 3, 2]`` digests of those that are kept, in the order of their ordinals.
+    content: ``[rows, 4, 2]`` digests of those that are kept, in the order of their ordinals.
   """
 
   documents: np.ndarray
   left_out: Int[np.ndarray, "l"]
   kept: Int[np.ndarray, "l"]
-  content: UInt64[np.ndarray, "N 3 2"]
+  content: UInt64[np.ndarray, "N 4 2"]
 
   def ordinals(self) -> Int[np.ndarray, "N"]:
     """Of the rows."""
@@ -73,12 +73,20 @@ class Changes:
   clashes: Int[np.ndarray, "c"]
 
 
-def compare(store: Pieces, update: Pieces, removed: Int[np.ndarray, "r"], *, delete_missing: bool) -> Changes:
+def compare(
+  store: Pieces,
+  update: Pieces,
+  records: UInt64[np.ndarray, "O 2"],
+  removed: Int[np.ndarray, "r"],
+  *,
+  delete_missing: bool,
+) -> Changes:
   """What becomes of a store when documents are given anew.
 
   Args:
     store: as it is.
     update: documents that are new, or take the place of those of the same ids.
+    records: digests of the records of all pieces of the update, also of those it leaves out.
     removed: rows of the store that went before.
     delete_missing: documents that the update does not have go.
   """
@@ -88,14 +96,17 @@ def compare(store: Pieces, update: Pieces, removed: Int[np.ndarray, "r"], *, del
   place = match(_ids(update.documents), _ids(store.documents))
   spoken_of = np.full(len(store.documents), delete_missing)
   spoken_of[place[place >= 0]] = True
-  owner_spoken_of, owner_stays = (_pieces_of(store.documents[which], size) for which in (spoken_of, ~spoken_of))
-  ordinals = store.ordinals()
-  candidates = np.flatnonzero(alive & owner_spoken_of[ordinals])
-  others = np.flatnonzero(alive & ~owner_spoken_of[ordinals])
+  may_go = alive.copy()
+  if not delete_missing:
+    may_go &= match(store.content[:, OWNER], _ids(update.documents)) >= 0
+  candidates, others = np.flatnonzero(may_go), np.flatnonzero(alive & ~may_go)
 
   # Row of each piece of the update: one that stays, one that another document has, or a new one.
-  same = match(update.content[:, RECORD], store.content[candidates, RECORD])
-  target = np.where(same >= 0, candidates[same] if len(candidates) else -1, -1)
+  target = np.full(len(update.content), -1)
+  same = match(records, store.content[candidates, RECORD])
+  same[update.left_out[update.left_out == update.kept]] = -1  # of documents that are left out
+  found = same >= 0
+  target[update.rows()[found]] = candidates[same[found]]  # so of several with one text the one that has a row keeps it
   elsewhere = match(update.content[:, TEXT], store.content[others, TEXT])
   found = (target < 0) & (elsewhere >= 0)
   target[found] = others[elsewhere[found]]
@@ -116,7 +127,7 @@ def compare(store: Pieces, update: Pieces, removed: Int[np.ndarray, "r"], *, del
   documents["first"] = size + np.searchsorted(pieces, changed["first"])
   targets = row_of_piece[pieces]
   is_row = np.isin(pieces, update.ordinals()[added])
-  ordinal_of = np.concatenate([ordinals, size + np.flatnonzero(is_row)])
+  ordinal_of = np.concatenate([store.ordinals(), size + np.flatnonzero(is_row)])
   table = np.concatenate([store.documents[keeps], documents])
   lost = np.ones(len(store.documents), bool)
   lost[place[place >= 0]] = False
@@ -137,7 +148,7 @@ def compare(store: Pieces, update: Pieces, removed: Int[np.ndarray, "r"], *, del
       "removed": int(np.count_nonzero(spoken_of & lost)),
     },
     lost=_ids(store.documents[spoken_of & lost]),
-    orphans=_orphans(store, owner_stays, is_gone),
+    orphans=_orphans(store, store.documents[~spoken_of], is_gone),
     clashes=np.flatnonzero(match(update.content[added, NAME], store.content[standing, NAME]) >= 0),
   )
 
@@ -171,7 +182,7 @@ def _unchanged(
   return unchanged
 
 
-def _orphans(store: Pieces, owner_stays: Bool[np.ndarray, "O"], is_gone: Bool[np.ndarray, "N"]) -> Int[np.ndarray, "o"]:
+def _orphans(store: Pieces, staying: np.ndarray, is_gone: Bool[np.ndarray, "N"]) -> Int[np.ndarray, "o"]:
   """Rows that go, although a document that stays has left out the same piece because of them."""
-  rows = store.rows()[store.left_out[owner_stays[store.left_out]]]
+  rows = store.rows()[store.left_out[_pieces_of(staying, store.size)[store.left_out]]]
   return np.unique(rows[is_gone[rows]])

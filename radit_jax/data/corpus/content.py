@@ -1,4 +1,4 @@
-"""What the rows of a passage store hold, as digests: of the whole record, of what an encoder reads of it, of its id."""
+"""What the rows of a passage store hold, as digests: record, what an encoder reads of it, id, document."""
 
 import json
 import pathlib
@@ -13,29 +13,35 @@ from radit_jax.data.corpus.table import numbers, read_array
 
 CONTENT = "content.bin"
 #: Which digest of a row: each is two numbers.
-RECORD, TEXT, NAME = 0, 1, 2
+RECORD, TEXT, NAME, OWNER = range(4)
 #: Records read at once.
 _RECORDS = 2**12
 
 
-def content_of(records: Iterable[bytes]) -> UInt64[np.ndarray, "N 3 2"]:
+def content_of(records: Iterable[bytes]) -> UInt64[np.ndarray, "N 4 2"]:
   """Digests of records, as they lie in the store.
 
   Example:
     >>> from radit_jax.data.corpus.serialized import feature, passage
     >>> made = passage(b"a", feature("metadata", b"{}"), b"A text.", feature("title", b""))
     >>> content_of([made, made]).shape
-    (2, 3, 2)
+    (2, 4, 2)
   """
   found: list[bytes] = []
   for record in records:
     fields = fields_of(record)
-    metadata = fields["metadata"]
-    section = json.loads(metadata).get("section") if b'"section"' in metadata else None
+    metadata = json.loads(fields["metadata"])
+    section, document = metadata.get("section"), metadata.get("document")
     heading = section if isinstance(section, str) else ""
     name, text = digest(fields["id"]), digest(b"\n".join((fields["title"], heading.encode(), fields["text"])))
-    found += (digest(name + text + metadata), text, name)  # not of its bytes: TFDS writes fields in any order
-  return numbers(b"".join(found)).reshape(-1, 3, 2)
+    # Of the record not its bytes: TFDS writes fields in any order.
+    found += (
+      digest(name + text + fields["metadata"]),
+      text,
+      name,
+      digest(str(document).encode()) if document else name,
+    )
+  return numbers(b"".join(found)).reshape(-1, 4, 2)
 
 
 def fields_of(record: bytes) -> dict[str, bytes]:
@@ -69,11 +75,11 @@ def _length(record: bytes, at: int) -> tuple[int, int]:
   return value | byte << shift, at + 1
 
 
-def stored_content(store: pathlib.Path, rows: int) -> UInt64[np.ndarray, "N 3 2"]:
+def stored_content(store: pathlib.Path, rows: int) -> UInt64[np.ndarray, "N 4 2"]:
   """Digests of all rows of a store: those that lie beside it, or made anew."""
   if (store / CONTENT).exists():
-    return read_array(store / CONTENT, "<u8").reshape(-1, 3, 2)
-  made = np.empty((rows, 3, 2), np.uint64)
+    return read_array(store / CONTENT, "<u8").reshape(-1, 4, 2)
+  made = np.empty((rows, 4, 2), np.uint64)
   done = 0
   for records in _stored_records(store):
     made[done : done + len(records)] = content_of(records)

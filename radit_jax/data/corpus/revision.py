@@ -19,7 +19,7 @@ from radit_jax.config import CorpusFormat, OnError
 from radit_jax.data.corpus.build import SHARD_BYTES, Build
 from radit_jax.data.corpus.changes import Changes, Pieces, compare
 from radit_jax.data.corpus.chunks import Limit
-from radit_jax.data.corpus.content import CONTENT, TEXT, content_of, fields_of, match, stored_content
+from radit_jax.data.corpus.content import CONTENT, RECORD, TEXT, content_of, fields_of, match, stored_content
 from radit_jax.data.corpus.serialized import SHARD, WRITER_OPTIONS
 from radit_jax.data.corpus.store import PassageStore
 from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, ORDINAL, read_array
@@ -87,8 +87,8 @@ def revise(base: PassageStore, revision: Revision, *, progress: Progress = silen
   )
   try:
     build.scan(progress)
-    before, given = _pieces_of(base), _given(build)
-    changes = compare(before, given, base.removed, delete_missing=revision.delete_missing)
+    before, (given, records) = _pieces_of(base), _given(build)
+    changes = compare(before, given, records, base.removed, delete_missing=revision.delete_missing)
     lost = _lost(base, changes, given)
     _check(base, build, revision, changes, given)
     if not len(changes.removed) and not len(changes.added) and np.array_equal(changes.documents, before.documents):
@@ -118,10 +118,12 @@ def _pieces_of(store: PassageStore) -> Pieces:
   return Pieces(read_array(store.path / DOCUMENTS, DOCUMENT), left_out, kept, stored_content(store.path, len(store)))
 
 
-def _given(build: Build) -> Pieces:
-  documents, left_out, kept = build.pieces()
+def _given(build: Build) -> tuple[Pieces, UInt64[np.ndarray, "O 2"]]:
+  """What an update has, and the digests of all its records."""
+  documents, *tables = build.pieces()
+  left_out, kept = (table.astype(np.int64) for table in tables)
   content = np.concatenate([content_of(records) for records in build.records()])
-  return Pieces(documents, left_out.astype(np.int64), kept.astype(np.int64), content)
+  return Pieces(documents, left_out, kept, np.delete(content, left_out, axis=0)), content[:, RECORD]
 
 
 def _lost(base: PassageStore, changes: Changes, given: Pieces) -> UInt64[np.ndarray, "d 2"]:
@@ -162,20 +164,20 @@ def _check(base: PassageStore, build: Build, revision: Revision, changes: Change
   ids = np.stack([given.documents["high"], given.documents["low"]], axis=1)
   again = np.flatnonzero(match(ids, _lost_before(base)) >= 0)
   if len(again) and not revision.restore:
-    piece = given.rows()[int(given.documents["first"][again[0]])]
+    name = _name(build, int(given.documents["first"][again[0]]))
     raise UserError(
-      f"{corpus}: passage {_name(build, int(piece))!r} is of a document that an earlier update of {base.root} removed; "
+      f"{corpus}: passage {name!r} is of a document that an earlier update of {base.root} removed; "
       "leave it out, or let removed documents come back with --restore"
     )
   if len(changes.clashes):
-    name = _name(build, int(changes.added[changes.clashes[0]]))
+    name = _name(build, int(given.ordinals()[changes.added[changes.clashes[0]]]))
     raise UserError(
       f"{corpus}: {name!r} is also called a passage of another document of {base.root}; rename the document"
     )
 
 
 def _name(build: Build, piece: int) -> str:
-  """Id of a piece that is kept."""
+  """Id of a piece, by its ordinal."""
   for records in build.records():
     if piece < len(records):
       return fields_of(records[piece])["id"].decode()
@@ -208,7 +210,7 @@ def _write(
   old = builders.split_info(builders.RaditPassages, base.path)
   sizes, num_bytes = list(old.shard_lengths), old.num_bytes
   (out / SHARD).parent.mkdir(parents=True)
-  written = _write_shards(out, build, changes.added, len(sizes))
+  written = _write_shards(out, build, given.ordinals()[changes.added], len(sizes))
   total = len(sizes) + len(written)
   known = {}
   listed = base.manifest["files"]
@@ -256,7 +258,7 @@ def _write(
 
 
 def _write_shards(
-  out: pathlib.Path, build: Build, added: Int[np.ndarray, "a"], first: int
+  out: pathlib.Path, build: Build, pieces: Int[np.ndarray, "a"], first: int
 ) -> list[tuple[pathlib.Path, int, int]]:
   """Writes records into shards; path, rows and bytes of each."""
   from array_record.python import array_record_module
@@ -264,7 +266,7 @@ def _write_shards(
   written: list[tuple[pathlib.Path, int, int]] = []
   writer: Any = None
   rows = size = 0
-  for record in _chosen(build, added):
+  for record in _chosen(build, pieces):
     if writer is None:
       path = out / SHARD.format(first + len(written), 0)
       writer, rows, size = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS), 0, 0
@@ -280,10 +282,10 @@ def _write_shards(
   return written
 
 
-def _chosen(build: Build, added: Int[np.ndarray, "a"]) -> Iterator[bytes]:
-  """Records by their places among those that are kept, ascending."""
+def _chosen(build: Build, pieces: Int[np.ndarray, "a"]) -> Iterator[bytes]:
+  """Records of pieces by their ordinals, ascending."""
   done = 0
   for records in build.records():
-    here = added[np.searchsorted(added, done) : np.searchsorted(added, done + len(records))]
+    here = pieces[np.searchsorted(pieces, done) : np.searchsorted(pieces, done + len(records))]
     yield from (records[i - done] for i in here.tolist())
     done += len(records)

@@ -59,6 +59,7 @@ class PassageStore(Store[Passage]):
 
   Attributes:
     root: as given; ``path`` is that of the version.
+    version: its number.
     removed: rows whose passages went in an update, ascending: they keep their numbers, and no index finds them.
 
   Example:
@@ -74,7 +75,8 @@ class PassageStore(Store[Passage]):
   _table: DocumentTable | None = None
 
   def __init__(self, path: str | os.PathLike[str], *, version: int | None = None) -> None:
-    super().__init__(versions.current(path) if version is None else versions.directory(path, version))
+    self.version = versions.current_number(path) if version is None else version
+    super().__init__(versions.directory(path, self.version))
     self.root = pathlib.Path(path)
     self.removed = versions.removed_rows(self.path, self.manifest)
 
@@ -91,6 +93,10 @@ class PassageStore(Store[Passage]):
       metadata=json.loads(record["metadata"]),
     )
 
+  def has_document(self, document: str) -> bool:
+    """Whether there is a document of this id."""
+    return self._documents().rows(document) is not None
+
   def texts(self, rows: Iterable[int]) -> list[str]:
     """Title and text of each row, see :attr:`radit_jax.data.sources.Passage.full_text`."""
     return [passage.full_text for passage in self.many(rows)]
@@ -101,12 +107,15 @@ class PassageStore(Store[Passage]):
     Raises:
       UserError: the store holds no such document.
     """
-    if self._table is None:
-      self._table = DocumentTable(self.path)
-    rows = self._table.rows(document)
+    rows = self._documents().rows(document)
     if rows is None:
       raise UserError(f"{self.path}: no document {document!r} in this passage store")
     return rows
+
+  def _documents(self) -> DocumentTable:
+    if self._table is None:
+      self._table = DocumentTable(self.path)
+    return self._table
 
 
 def check_passages(made_from: str | None, store: PassageStore, what: str) -> PassageStore:

@@ -1,0 +1,452 @@
+"""An index that is updated: what it finds is what an index built anew finds, whatever came, went and was killed."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_revision import first_store, revised
+from test_verbs import index_config, retrieve_config
+from tiny import documents, questions, write_lines
+
+from radit_jax import cli, files, versions
+from radit_jax import config as c
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.corpus.revision import copied_rows
+from radit_jax.data.examples import RetrievedStore
+from radit_jax.errors import UserError
+from radit_jax.retrieval import scann
+from radit_jax.retrieval.build import Wish, build_index
+from radit_jax.retrieval.index import load_index
+from radit_jax.retrieval.update import update_index
+from radit_jax.verbs.bm25 import bm25
+from radit_jax.verbs.index import index
+from radit_jax.verbs.prepare import prepare
+from radit_jax.verbs.retrieve import retrieve
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+  root = tmp_path_factory.mktemp("whole")
+  prepare(c.PrepareConfig(workdir=str(root), corpus=parts["corpus"], questions=parts["questions"]))
+  index(index_config(root, parts))
+  return root
+
+
+@pytest.fixture
+def root(whole, tmp_path):
+  """A copy that a test may change."""
+  return shutil.copytree(whole, tmp_path / "work")
+
+
+def changed_corpus(path):
+  """Of the 40 documents one goes, one changes and one comes; one changes its metadata only."""
+  lines = [d for d in documents() if d["id"] != "d5"]
+  lines[0] = {**lines[0], "text": "Person 0 has moved to Farrow. Person 0 is a mason."}
+  lines[1] = {**lines[1], "metadata": {"year": 2024}}
+  return write_lines(path, [*lines, {"id": "d40", "title": "Person 40", "text": "Person 40 lives in Istra."}])
+
+
+def ids_of(path, passages, queries, k):
+  found = load_index(path).search(queries, k)
+  store = PassageStore(passages)
+  return [[store[row].id for row in rows[rows >= 0].tolist()] for rows in found.ids], found.scores
+
+
+def test_an_update_encodes_what_is_new_and_finds_what_an_index_built_anew_finds(root, parts, tmp_path):
+  corpus = changed_corpus(tmp_path / "changed.jsonl")
+  encoded = []
+
+  def note(stage, done, total, unit, /, **figures):
+    if stage == "embed":
+      encoded.append(total)
+
+  result = index(index_config(root, parts, update=corpus, delete_missing=True), progress=note)
+  assert set(encoded) == {2}
+  assert (result.version, result.made, result.failed) == (1, 1, False)
+  assert result.documents == {"new": 1, "changed": 2, "removed": 1}
+  assert (result.rows_added, result.rows_encoded, result.rows_removed, result.num_passages) == (3, 2, 3, 40)
+  assert "documents: 1 new, 2 changed, 1 removed; passages: 3 came (2 encoded), 3 went" in result.summary()
+  assert sorted(p.name for p in (root / "index/versions").iterdir()) == ["000001"]
+  fresh = tmp_path / "fresh"
+  prepare(c.PrepareConfig(workdir=str(fresh), corpus=corpus, questions=_without_d5(tmp_path)))
+  index(index_config(fresh, parts))
+  queries = load_index(fresh / "index").stored[:]
+  ours, theirs = (ids_of(r / "index", r / "passages", queries, 40) for r in (root, fresh))
+  assert [sorted(row) for row in ours[0]] == [sorted(row) for row in theirs[0]]
+  np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)  # a text is encoded among others, and rounded as they are
+  assert [row[:3] for row in ours[0]] == [row[:3] for row in theirs[0]]
+  # Nothing else has to be told of it: the same options retrieve, and gold passages are the rows they were.
+  retrieve(retrieve_config(root, parts, k=40))
+  found = RetrievedStore(root / "retrieved/train")
+  assert found.manifest["passages"] == PassageStore(root / "passages").fingerprint
+  assert not np.isin(found[0].passage_rows, PassageStore(root / "passages").removed).any()
+  with pytest.raises(UserError, match=r"k = 41 passages asked for, .* holds 40"):
+    retrieve(retrieve_config(root, parts, k=41))
+  # The same call again changes nothing, nor does that which built the index.
+  again = index(index_config(root, parts, update=corpus, delete_missing=True))
+  assert again.summary() == f"nothing has changed: version 1 of {root}/index stays"
+  assert index(index_config(root, parts)).num_passages == 40
+
+
+def _without_d5(tmp_path):
+  return write_lines(tmp_path / "asked.jsonl", (q for q in questions() if q["passage_ids"] != ["d5"]))
+
+
+def test_rollback_reads_the_version_before_and_the_same_update_only_swaps(root, parts, tmp_path):
+  corpus = changed_corpus(tmp_path / "changed.jsonl")
+  config = index_config(root, parts, update=corpus, delete_missing=True)
+  first = load_index(root / "index").manifest["fingerprint"]
+  with pytest.raises(UserError, match="version 0 is the first one"):
+    index(index_config(root, parts, rollback=True))
+  index(config)
+  second = load_index(root / "index").manifest["fingerprint"]
+  back = index(index_config(root, parts, rollback=True))
+  assert (back.before, back.version, back.num_passages) == (1, 0, 40)
+  assert load_index(root / "index").manifest["fingerprint"] == first
+  assert PassageStore(root / "passages").version == 0
+  before = {p: p.stat().st_mtime_ns for p in (root / "index/versions").rglob("*")}
+  assert index(config).version == 1
+  assert load_index(root / "index").manifest["fingerprint"] == second
+  assert {p: p.stat().st_mtime_ns for p in (root / "index/versions").rglob("*")} == before
+  index(index_config(root, parts, rollback=True))
+  other = write_lines(tmp_path / "other.jsonl", [{"id": "x", "text": "Another one."}])
+  assert index(index_config(root, parts, update=other)).version == 2
+  assert load_index(root / "index").manifest["base"] == 0
+  assert index(index_config(root, parts, rollback=True)).version == 0
+
+
+def test_old_versions_are_removed_and_counted(root, parts, tmp_path):
+  for n in range(4):
+    corpus = write_lines(tmp_path / "u.jsonl", [{"id": "x", "text": f"Text {n}."}])
+    result = index(index_config(root, parts, update=corpus, keep_versions=2))
+  assert (result.version, result.pruned) == (4, (2,))
+  assert result.summary().endswith("1 old versions removed: 2")
+  assert versions.numbers(root / "index") == versions.numbers(root / "passages") == [0, 3, 4]
+  assert index(index_config(root, parts, rollback=True)).version == 3
+  with pytest.raises(UserError, match="version 2, which 3 was made from, was removed"):
+    index(index_config(root, parts, rollback=True))
+
+
+def test_golden_questions_decide_whether_a_version_is_read(root, parts, tmp_path, capsys):
+  corpus = write_lines(tmp_path / "u.jsonl", [{"id": "d0", "title": "Person 0", "text": "Nothing is known of them."}])
+  asked = write_lines(tmp_path / "golden.jsonl", [{**q, "passage_ids": []} for q in questions()][:10])
+  arguments = [f"--{name}={getattr(index_config(root, parts), name)}" for name in ("passages", "encoder", "embeddings")]
+  arguments += [f"--index={root}/index", "--backend=exact", "--batch-size=16", f"--update={corpus}"]
+  golden = [*arguments, f"--golden={asked}", "--golden-k=40"]
+  assert cli.main(["index", *golden, "--golden-min=1.0"]) == 1
+  said = capsys.readouterr().out
+  assert "90.0% of 10 golden questions found among 40 passages (version 0: 100.0%), 100.0% wanted: too few" in said
+  assert "version 1 is not read; version 0 stays" in said
+  assert versions.current_number(root / "index") == versions.current_number(root / "passages") == 0
+  made = (root / "index/versions/000001/manifest.json").stat().st_mtime_ns
+  assert cli.main(["index", *golden, "--golden-min=0.9"]) == 0
+  assert (root / "index/versions/000001/manifest.json").stat().st_mtime_ns == made  # only asked again
+  assert versions.current_number(root / "index") == 1
+
+
+def test_golden_questions_by_document(root, parts, tmp_path):
+  asked = write_lines(tmp_path / "golden.jsonl", list(questions())[4:6])  # d5 goes, and is found no more
+  corpus = changed_corpus(tmp_path / "changed.jsonl")
+  config = index_config(root, parts, update=corpus, delete_missing=True, golden=asked, golden_min=0.6, golden_k=40)
+  result = index(config)
+  assert (result.golden.shares, result.failed) == ({0: 1.0, 1: 0.5}, True)
+
+
+def refused(config, message):
+  there = sorted(config.index + str(p) for p in pathlib.Path(config.index).rglob("*"))
+  with pytest.raises(UserError, match=message) as error:
+    index(config)
+  assert "\n" not in str(error.value)
+  assert sorted(config.index + str(p) for p in pathlib.Path(config.index).rglob("*")) == there
+
+
+def test_what_is_refused(root, parts, tmp_path):
+  corpus = write_lines(tmp_path / "u.jsonl", [{"id": "x", "text": "New."}])
+  config = index_config(root, parts, update=corpus)
+  other = shutil.copytree(parts["encoder"], tmp_path / "encoder")
+  settings = json.loads((other / "config.json").read_text())
+  (other / "config.json").write_text(json.dumps(settings, indent=1))
+  refused(dataclasses.replace(config, encoder=str(other)), "built by the encoder .{12}, .* is .{12}; update it with")
+  refused(dataclasses.replace(config, backend="scann"), "made with backend = 'exact', this call has 'scann'")
+  (tmp_path / "other").mkdir()
+  first_store(tmp_path / "other", [{"id": "a", "text": "A."}])
+  refused(dataclasses.replace(config, passages=f"{tmp_path}/other/passages"), "made from the passage store .{12}, but")
+  refused(dataclasses.replace(config, update=str(tmp_path / "none.jsonl")), "none.jsonl: no such file")
+  (tmp_path / "empty.jsonl").write_text("")
+  refused(dataclasses.replace(config, update=f"{tmp_path}/empty.jsonl", delete_missing=True), "no documents")
+  refused(dataclasses.replace(config, delete_missing=True), "has none of the 40 documents")
+  (tmp_path / "golden.jsonl").write_text('{"id": "q", "question": "Who?", "answers": []}\n')
+  golden = {"golden": f"{tmp_path}/golden.jsonl", "golden_min": 0.5}
+  refused(dataclasses.replace(config, **golden), "golden.jsonl")
+  with pytest.raises(UserError, match=r"nowhere: no such directory; `radit index` without --update makes"):
+    index(dataclasses.replace(config, index=f"{tmp_path}/nowhere"))
+  shard = root / "index/embeddings-00000.npy"
+  content = bytearray(shard.read_bytes())
+  content[-1] ^= 1
+  shard.unlink()
+  shard.write_bytes(content)
+  refused(config, r"embeddings-00000.npy: SHA-256 differs")
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"delete_missing": True}, "delete_missing = True without update"),
+    ({"golden": "g", "golden_min": 0.5}, "golden = g without update"),
+    ({"update": "u", "golden": "g"}, "belong together"),
+    ({"update": "u", "golden": "g", "golden_min": 1.5}, "golden_min = 1.5"),
+    ({"update": "u", "rollback": True}, "give one of them"),
+    ({"update": "u", "keep_versions": 0}, "keep_versions = 0"),
+  ],
+)
+def test_options_that_do_not_fit(tmp_path, parts, options, message):
+  with pytest.raises(UserError, match=message):
+    index_config(tmp_path, parts, **options)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_directory_that_cannot_be_written(root, parts, tmp_path, capsys):
+  (root / "passages").chmod(0o555)
+  corpus = write_lines(tmp_path / "u.jsonl", [{"id": "x", "text": "New."}])
+  with pytest.raises(PermissionError):
+    index(index_config(root, parts, update=corpus))
+  assert versions.current_number(root / "index") == 0
+
+
+def test_bm25_does_not_find_what_went(root, parts, tmp_path):
+  index(index_config(root, parts, update=changed_corpus(tmp_path / "c.jsonl"), delete_missing=True))
+  for part in ("train", "dev", "test"):
+    out = tmp_path / f"{part}.run"
+    bm25(c.Bm25Config(questions=f"{root}/split/{part}.jsonl", passages=f"{root}/passages", out=str(out), k=40))
+    assert " d5 " not in out.read_text()
+    assert " d6 " in out.read_text()
+
+
+# Searchers, on embeddings that are made of the texts.
+
+
+def vector(text, width=16):
+  rng = np.random.default_rng(int.from_bytes(text.encode()[-8:], "little"))
+  x = rng.normal(size=width)
+  return (x / np.linalg.norm(x)).astype(np.float32)
+
+
+def numbered(numbers):
+  return [{"id": f"d{i}", "text": f"Text number {i}."} for i in numbers]
+
+
+class Small:
+  """A store and an index of made-up embeddings, updated as the verb does it."""
+
+  def __init__(self, root, numbers, backend):
+    self.root = root
+    self.store = first_store(root, numbered(numbers))
+    build_index(
+      np.stack([vector(p.full_text) for p in self.store]),
+      root / "index",
+      backend=backend,
+      metadata=[{"row": row} for row in range(len(self.store))],
+      fields={"passages_fingerprint": self.store.fingerprint, "encoder_fingerprint": "e"},
+    )
+    self.versions = [(root / "index", self.store)]
+
+  def update(self, given, **options):
+    base, before = self.versions[-1]
+    after = revised(before, self.root, given, **options)
+    if after is before:
+      return self.manifest
+    copied = copied_rows(before, after)
+    texts = [after[len(before) + i].full_text for i in np.flatnonzero(copied < 0)]
+    path = self.root / f"v{after.version}"
+    update_index(
+      base,
+      files.read_manifest(base, "index", verify="full"),
+      path,
+      copied=copied,
+      encoded=np.stack([vector(t) for t in texts]) if texts else None,
+      removed=after.removed,
+      metadata=[{"row": row} for row in range(len(before), len(after))],
+      fields={"passages_fingerprint": after.fingerprint, "encoder_fingerprint": "e"},
+      shard_passages=2_000_000,
+      wish=Wish(),
+    )
+    self.versions.append((path, after))
+    return self.manifest
+
+  @property
+  def manifest(self):
+    return files.read_manifest(self.versions[-1][0], "index", verify="full")
+
+  def check(self, queries, k, *, exact):
+    """Against every passage there is, compared one by one."""
+    path, store = self.versions[-1]
+    live = np.setdiff1d(np.arange(len(store)), store.removed)
+    stored = np.stack([vector(p.full_text) for p in store.many(live)])
+    true = live[np.argsort(-(queries @ stored.T), axis=1, kind="stable")[:, :k]]
+    found = load_index(path).search(queries, k)
+    assert found.valid[:, : min(k, len(live))].all()
+    assert not np.isin(found.ids, store.removed).any()
+    if exact:
+      np.testing.assert_array_equal(found.ids[:, : len(live)], true)
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.ids.tolist(), true.tolist(), strict=True)])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_sequence_of_updates_and_rollbacks_is_exact(tmp_path, seed):
+  rng = np.random.default_rng(seed)
+  live = set(range(30))
+  small = Small(tmp_path, sorted(live), "exact")
+  states = [set(live)]
+  queries = np.stack([vector(f"{seed} {n}") for n in range(9)])
+  for _ in range(4):
+    kind = rng.integers(4)
+    if kind == 0 and len(states) > 1:
+      small.versions.pop()
+      states.pop()
+    elif kind == 1:
+      kept = set(rng.choice(sorted(states[-1]), len(states[-1]) // 2, replace=False).tolist())
+      small.update(numbered(sorted(kept)), delete_missing=True)
+      states.append(kept)
+    else:
+      came = set(rng.integers(100, size=6).tolist())
+      small.update(numbered(sorted(came)), restore=True)
+      states.append(states[-1] | came)
+    assert {p.id for p in small.versions[-1][1].many(_live(small))} == {f"d{i}" for i in states[-1]}
+    for k in (3, 200):
+      small.check(queries, k, exact=True)
+
+
+def _live(small):
+  store = small.versions[-1][1]
+  return np.setdiff1d(np.arange(len(store)), store.removed)
+
+
+def test_searchers_are_amended_and_built_anew_when_much_has_changed(tmp_path, monkeypatch):
+  monkeypatch.setattr(scann, "EXACT_BELOW", 100)
+  monkeypatch.setattr(scann, "TREE_FROM", 1)
+  small = Small(tmp_path, range(1000), "scann")
+  queries = np.stack([vector(f"q{n}") for n in range(50)])
+  first = small.manifest
+  made = small.update(numbered([*range(40, 1000), *range(2000, 2050)]), delete_missing=True)
+  assert (made["searched"], made["count"], made["removed"]) == (1000, 1050, 40)
+  assert {n: e["sha256"] for n, e in made["files"].items() if n.startswith("scann")} == {
+    n: e["sha256"] for n, e in first["files"].items() if n.startswith("scann")
+  }
+  assert made["overlap"]["queries"] == 1000
+  assert made["overlap"]["overlap"] > first["overlap"]["overlap"] - 0.05
+  assert small.check(queries, 10, exact=False) > 0.6
+  index = load_index(small.versions[-1][0])
+  newest = index.search(index.embeddings(np.arange(1000, 1050)), 1)
+  np.testing.assert_array_equal(newest.ids[:, 0], np.arange(1000, 1050))
+  np.testing.assert_array_equal(index.search(queries[:1], 2, where={"row": [3, 1040]}).ids, [[1040, -1]])
+  anew = small.update(numbered(range(200, 1000)), delete_missing=True)
+  assert "searched" not in anew
+  assert sum(size for _, size in anew["index_shards"]) == 800
+  assert "held.bin" in anew["files"]
+  assert small.check(queries, 10, exact=False) > 0.6
+  later = small.update(numbered(range(3000, 3010)))
+  assert (later["searched"], later["files"]["held.bin"]) == (1050, anew["files"]["held.bin"])
+  assert small.check(queries, 10, exact=False) > 0.6
+
+
+def test_as_many_are_found_where_all_that_was_near_went(tmp_path, monkeypatch):
+  monkeypatch.setattr(scann, "EXACT_BELOW", 100)
+  small = Small(tmp_path, range(1000), "scann")
+  query = vector("Text number 7.")[None]
+  near = load_index(tmp_path / "index").search(query, 60).ids[0]
+  gone = {int(small.store[row].id[1:]) for row in near.tolist()}
+  made = small.update(numbered(n for n in range(1000) if n not in gone), delete_missing=True)
+  assert made["searched"] == 1000
+  assert small.check(query, 30, exact=True) == 1.0
+
+
+def test_an_index_that_grows_gets_searchers(tmp_path, monkeypatch):
+  monkeypatch.setattr(scann, "EXACT_BELOW", 300)
+  small = Small(tmp_path, range(200), "scann")
+  assert small.manifest["parameters"]["method"] == "exact"
+  assert small.update(numbered(range(200, 250)))["parameters"]["method"] == "exact"
+  grown = small.update(numbered(range(250, 400)))
+  assert grown["parameters"]["method"] == "quantized"
+  assert small.check(np.stack([vector(f"q{n}") for n in range(20)]), 10, exact=False) > 0.9
+
+
+# Killed.
+
+WORKER = """
+import os, signal, sys
+from radit_jax import versions
+from radit_jax.config import IndexConfig
+from radit_jax.retrieval import update as amending
+from radit_jax.verbs import update as verb
+from radit_jax.verbs.index import index
+
+def die(*_, **__):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+def at(moment, root, **options):
+  def say(stage, done, total, unit, /, **figures):
+    if stage == moment:
+      die()
+  if moment == "write":
+    verb.revise.__globals__["_write_shards"] = die
+  if moment == "assemble":
+    amending.build_index = die
+  if moment == "swap":
+    versions.make_current = die
+  if moment == "point":
+    make = versions.make_current
+    versions.make_current = lambda path, n: make(path, n) if str(path).endswith("index") else die()
+  if moment == "prune":
+    versions.prune = die
+  index(IndexConfig(**options), progress=say)
+
+root, moments, encoder = sys.argv[1], sys.argv[2].split(","), sys.argv[3]
+names = {name: f"{root}/{name}" for name in ("passages", "embeddings", "index")}
+for moment in moments:
+  child = os.fork()
+  if not child:
+    try:
+      at(moment, root, update=f"{root}/changed.jsonl", delete_missing=True, encoder=encoder, backend="exact",
+         batch_size=16, **names)
+    finally:
+      os._exit(3)
+  status = os.waitpid(child, 0)[1]
+  print(moment, -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
+  print(versions.current_number(names["index"]), versions.current_number(names["passages"]), flush=True)
+"""
+
+
+def test_killed_anywhere_the_old_version_is_read_and_the_same_call_goes_on(root, parts, tmp_path):
+  changed_corpus(root / "changed.jsonl")
+  moments = ["write", "embed", "assemble", "swap", "point"]
+  environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent.parent), "XLA_FLAGS": ""}
+  (tmp_path / "worker.py").write_text(WORKER)
+  said = subprocess.run(
+    [sys.executable, tmp_path / "worker.py", root, ",".join(moments), parts["encoder"]],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=600,
+  ).stdout.splitlines()
+  assert said == ["write -9", "0 0", "embed -9", "0 0", "assemble -9", "0 0", "swap -9", "0 0", "point -9", "1 0"]
+  before = load_index(root / "index").manifest["fingerprint"]
+  result = index(index_config(root, parts, update=f"{root}/changed.jsonl", delete_missing=True))
+  assert result.summary().startswith("nothing has changed: version 1")
+  assert versions.current_number(root / "passages") == 1
+  assert load_index(root / "index").manifest["fingerprint"] == before
+  left = [p for name in ("index", "passages") for p in (root / name / "versions").iterdir()]
+  assert sorted(p.name for p in left) == ["000001", "000001"]
+  uninterrupted = tmp_path / "whole"
+  shutil.copytree(root, uninterrupted)
+  for name in ("index", "passages"):
+    shutil.rmtree(uninterrupted / name / "versions")
+    (uninterrupted / name / "CURRENT").unlink()
+  index(index_config(uninterrupted, parts, update=f"{root}/changed.jsonl", delete_missing=True))
+  assert load_index(uninterrupted / "index").manifest["fingerprint"] == before
