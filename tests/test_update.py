@@ -135,7 +135,7 @@ def test_old_versions_are_removed_and_counted(root, parts, tmp_path):
 
 def test_golden_questions_decide_whether_a_version_is_read(root, parts, tmp_path, capsys):
   corpus = write_lines(tmp_path / "u.jsonl", [{"id": "d0", "title": "Person 0", "text": "Nothing is known of them."}])
-  asked = write_lines(tmp_path / "golden.jsonl", [{**q, "passage_ids": []} for q in questions()][:10])
+  asked = write_lines(tmp_path / "golden.jsonl", _by_answer())
   arguments = [f"--{name}={getattr(index_config(root, parts), name)}" for name in ("passages", "encoder", "embeddings")]
   arguments += [f"--index={root}/index", "--backend=exact", "--batch-size=16", f"--update={corpus}"]
   golden = [*arguments, f"--golden={asked}", "--golden-k=40"]
@@ -148,6 +148,11 @@ def test_golden_questions_decide_whether_a_version_is_read(root, parts, tmp_path
   assert cli.main(["index", *golden, "--golden-min=0.9"]) == 0
   assert (root / "index/versions/000001/manifest.json").stat().st_mtime_ns == made  # only asked again
   assert versions.current_number(root / "index") == 1
+
+
+def _by_answer():
+  for i in range(10):
+    yield {"id": f"q{i}", "question": "Who lives where?", "answers": [f"Person {i} lives in"]}
 
 
 def test_golden_questions_by_document(root, parts, tmp_path):
