@@ -56,8 +56,8 @@ def milvus_uri(tmp_path_factory) -> Iterator[str]:
   """Address of a Milvus that listens on this machine."""
   from milvus_server import running
 
-  with running(tmp_path_factory.mktemp("milvus")) as uri:
-    yield uri
+  with running(tmp_path_factory.mktemp("milvus")) as server:
+    yield server.uri
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Milvus Lite as a server of its own, which tests talk to over TCP."""
 
 import contextlib
+import dataclasses
 import socket
 import subprocess
 import sys
@@ -17,9 +18,18 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Server:
+  """One that listens."""
+
+  uri: str
+  port: int
+  process: subprocess.Popen
+
+
 @contextlib.contextmanager
-def running(directory, port: int | None = None) -> Iterator[str]:
-  """Starts a server on a directory, waits until it listens, yields its address, and ends it."""
+def running(directory, port: int | None = None) -> Iterator[Server]:
+  """Starts a server on a directory, waits until it listens, yields it, and ends it."""
   pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
   port = free_port() if port is None else port
   command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(directory / "data")]
@@ -31,7 +41,7 @@ def running(directory, port: int | None = None) -> Iterator[str]:
           break
         assert process.poll() is None, (directory / "log").read_text()
         time.sleep(0.1)
-      yield f"http://127.0.0.1:{port}"
+      yield Server(f"http://127.0.0.1:{port}", port, process)
     finally:
       process.kill()
       process.wait()
