@@ -54,7 +54,14 @@ MIX = ("radit_jax.verbs.prepare_mix", "prepare_mix", configs.PrepareMixConfig)
 TOGETHER = ("run", "prepare", "index", "retrieve", "score", "train-generator", "train-retriever", "evaluate", "ask")
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.
 LEADING = {
-  **{"ask": "question", "inspect": "what", "export": "run", "convert": "source", "download": "sets"},
+  **{
+    "ask": "question",
+    "retrieve": "question",
+    "inspect": "what",
+    "export": "run",
+    "convert": "source",
+    "download": "sets",
+  },
   "checkpoints": "run",
 }
 #: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.

@@ -240,4 +240,4 @@ def test_the_command_line_says_it_in_one_line(parts, tmp_path, capsys, impatient
   said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("radit: error")]
   assert len(said) == 1
   assert "cannot be reached" in said[0]
-  assert not (tmp_path / "index").exists()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["passages", "split"]  # nothing was encoded in vain

@@ -28,6 +28,7 @@ from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import has_answer
 from radit_jax.models.pretrained import load_tokenizer
 from radit_jax.retrieval.build import build_index
+from radit_jax.retrieval.dropping import search_without
 from radit_jax.retrieval.index import load_index
 from radit_jax.sharding import RowShare
 from radit_jax.verbs.evaluate import make_query
@@ -35,7 +36,7 @@ from radit_jax.verbs.index import index
 from radit_jax.verbs.inspect import inspect
 from radit_jax.verbs.prepare import read_split
 from radit_jax.verbs.prepare_mix import prepare_mix
-from radit_jax.verbs.retrieve import retrieve, search_without
+from radit_jax.verbs.retrieve import retrieve
 from radit_jax.verbs.run import run
 
 ASK = c.SetConfig("ask", ("ask/*.jsonl",), format="jsonl")
@@ -247,14 +248,15 @@ def test_the_first_hit_is_dropped_and_the_next_one_moves_up(tmp_path, rng):
   opened = load_index(tmp_path / "i")
   queries, k = embeddings[:6], 4
   assert opened.search(queries, k).ids[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-  found = search_without(opened, queries, k, [[0], [], [2, 7], [3], [4], [5]])
+  found, dropped = search_without(opened, queries, k, [[0], [], [2, 7], [3], [4], [5]])
   scores = queries @ embeddings.T
   for i, without in enumerate(([0], [], [2, 7], [3], [4], [5])):
     expected = [r for r in np.argsort(-scores[i], kind="stable").tolist() if r not in without][:k]
     assert found.ids[i].tolist() == expected
     assert found.scores[i] == pytest.approx(scores[i][expected], abs=1e-6)
   assert found.valid.all()
-  few = search_without(opened, queries[:1], 20, [[0]])  # one less than there are
+  assert dropped == {"own": 5, "duplicates": 0, "same_document": 0}
+  few, _ = search_without(opened, queries[:1], 20, [[0]])  # one less than there are
   assert few.ids[0, -1] == -1
   assert not few.valid[0, -1]
   assert np.isneginf(few.scores[0, -1])

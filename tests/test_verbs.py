@@ -21,6 +21,7 @@ from radit_jax.models.pretrained import (
   passage_encoder_of,
   save_encoder,
 )
+from radit_jax.progress import silent
 from radit_jax.verbs.ask import ask
 from radit_jax.verbs.evaluate import evaluate
 from radit_jax.verbs.index import index
@@ -30,6 +31,7 @@ from radit_jax.verbs.run import run
 from radit_jax.verbs.score import score
 from radit_jax.verbs.train_generator import train_generator
 from radit_jax.verbs.train_retriever import train_retriever
+from radit_jax.verbs.workdir import Workdir
 
 PROMPT = c.PromptConfig(max_tokens=96, max_passage_tokens=40, max_answer_tokens=8)
 LOOP = c.LoopConfig(steps=4, batch_size=8, log_every=1, evaluate_every=2)
@@ -804,3 +806,36 @@ def test_missing_store_is_one_line(parts, tmp_path, verb):
     calls[verb]()
   assert "\n" not in str(caught.value)
   assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == []
+
+
+@pytest.mark.parametrize("backend", ["exact", "scann", "device", "milvus"])
+def test_every_backend_serves_every_verb(made, parts, tmp_path, backend, request):
+  """One option is changed; what is retrieved stays the same."""
+  options = {"milvus_uri": request.getfixturevalue("milvus_uri")} if backend == "milvus" else {}
+  built = index(index_config(made, parts, index=f"{tmp_path}/index", backend=backend, **options))
+  assert built.num_passages == 40
+  assert files.read_manifest(tmp_path / "index", "index")["backend"] == backend
+  again = index(index_config(made, parts, index=f"{tmp_path}/index", backend=backend, **options))
+  assert again.overlap == built.overlap
+  retrieve(retrieve_config(made, parts, "test", index=f"{tmp_path}/index", out=f"{tmp_path}/out"))
+  assert [e.passage_rows.tolist() for e in RetrievedStore(tmp_path / "out")] == [
+    e.passage_rows.tolist() for e in RetrievedStore(made / "retrieved/test")
+  ]
+  found = ask(
+    c.AskConfig(
+      question="Where does person 3 live?",
+      generator=parts["generator"],
+      encoder=parts["encoder"],
+      index=f"{tmp_path}/index",
+      passages=f"{made}/passages",
+      k=3,
+      prompt=PROMPT,
+    )
+  )
+  assert len(found.passages) == 3
+
+
+def test_a_run_hands_its_backend_on(parts, tmp_path, milvus_uri):
+  config = run_config(parts, tmp_path, backend="milvus", milvus_uri=milvus_uri)
+  made_of = Workdir(config, silent)._index_config()
+  assert (made_of.backend, made_of.milvus_uri) == ("milvus", milvus_uri)

@@ -202,16 +202,22 @@ class IndexConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RetrieveConfig:
-  """Finds the top-k passages of every question of a split, and stores them.
+  """Finds the top-k passages of every question of a split, and stores them; or of any questions, and shows them.
 
   Attributes:
-    questions: split file made by `prepare`.
     passages: passage store.
     index: index made by `index`.
     encoder: Hugging Face directory of the query encoder.
+    questions: split file made by `prepare`. Without out any file will do, or - for stdin: a question in each line, as
+      text or as JSON.
+    question: one question, in place of a file.
     passage_encoder: directory of its passage encoder, if that is another one and the query encoder does not name it.
-    out: directory of the retrieved-example store.
+    out: directory of the retrieved-example store, which the tunings read; None prints what was found.
+    write_run: write what was found as a TREC run file too; without out, in place of printing it.
     k: passages per question.
+    drop_duplicates: leave out passages with the text of a better one, or of what the question was made of; others take
+      their places.
+    drop_same_document: leave out further pieces of a document that was found, and all of what the question was made of.
     limit: at most this many questions, drawn by seed; None for all.
     verify: "full" checks the index's hashes, "sizes" its sizes.
     batch_size: questions per encoder call.
@@ -220,13 +226,17 @@ class RetrieveConfig:
     mesh: devices.
   """
 
-  questions: str
   passages: str
   index: str
   encoder: str
-  out: str
+  questions: str | None = None
+  question: str | None = None
   passage_encoder: str | None = None
+  out: str | None = None
+  write_run: str | None = None
   k: int = 10
+  drop_duplicates: bool = False
+  drop_same_document: bool = False
   limit: int | None = None
   verify: Verify = "full"
   batch_size: int = 64
@@ -235,10 +245,22 @@ class RetrieveConfig:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
-    local_paths(self)
+    local_paths(self, "question")
     at_least(self, "k", 1)
     at_least(self, "limit", 1)
     at_least(self, "batch_size", 1)
+    if (self.question is None) == (self.questions is None):
+      raise UserError(
+        f"RetrieveConfig: questions = {self.questions!r}, question = {self.question!r}: give one, --questions FILE "
+        "(- for stdin) or --question TEXT"
+      )
+    if self.question is not None and not self.question.strip():
+      raise UserError("RetrieveConfig.question is empty")
+    if self.out is not None and (self.question is not None or self.questions == "-"):
+      raise UserError(
+        f"RetrieveConfig.out = {self.out}: a store is of the questions of a split, which have answers; leave out --out "
+        "to see what is found, or to write it with --write-run"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

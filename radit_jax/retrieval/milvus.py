@@ -174,7 +174,19 @@ def fill(
   fields = () if metadata is None else metadata.fields
   if len(fields) > _MOST_FIELDS:
     raise UserError(f"metadata has {len(fields)} fields, a Milvus collection holds {_MOST_FIELDS}; leave some out")
-  client = connect(uri)
+  with contextlib.closing(connect(uri)) as client:
+    return _fill(uri, client, rows, fingerprint, fields, metadata, progress)
+
+
+def _fill(
+  uri: str,
+  client: Any,
+  rows: Rows,
+  fingerprint: str,
+  fields: tuple[str, ...],
+  metadata: MetadataFilter | None,
+  progress: Progress,
+) -> dict[str, Any]:
   with _told(uri, "does not say what it is"):
     chosen = choose(client.get_server_version(timeout=ANSWER_S), client.get_server_type(), len(rows))
   digest = hashlib.sha256(json.dumps([fingerprint, chosen, list(rows.shape)]).encode()).hexdigest()[:32]
@@ -309,7 +321,9 @@ def connect(uri: str) -> Any:
   with _told(uri, "cannot be reached"):
     # pymilvus asks every ten seconds whether an idle server is there, for which Lite ends the connection.
     seldom = {"grpc.keepalive_time_ms": 300_000, "grpc.keepalive_permit_without_calls": False}
-    return pymilvus.MilvusClient(uri, token=os.environ.get(TOKEN, ""), timeout=CONNECT_S, grpc_options=seldom)
+    return pymilvus.MilvusClient(
+      uri, token=os.environ.get(TOKEN, ""), timeout=CONNECT_S, dedicated=True, grpc_options=seldom
+    )
 
 
 @contextlib.contextmanager

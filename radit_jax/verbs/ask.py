@@ -57,7 +57,7 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
     raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {store.num_live}; lower --k")
   mesh = make_mesh(config.mesh)
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
-  index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder, resident=False)
+  index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder, resident=False, mesh=mesh)
   store = check_passages(index.manifest["passages_fingerprint"], store, config.index)
   # Both models are loaded before anything is computed, so that a wrong path is told at once.
   tokenizer = load_tokenizer(config.generator)

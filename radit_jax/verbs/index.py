@@ -8,6 +8,7 @@ from radit_jax.config import IndexConfig
 from radit_jax.data.corpus import PassageStore
 from radit_jax.models.pretrained import fingerprint, load_encoder
 from radit_jax.progress import Progress, silent
+from radit_jax.retrieval import milvus
 from radit_jax.retrieval.build import Wish, build_index, tune_index
 from radit_jax.retrieval.cost import IndexPlan, plan_index
 from radit_jax.verbs.encode import encode, index_recipe
@@ -71,6 +72,8 @@ def index(
   wish = Wish(config.leaves_to_search, config.reorder, config.target_recall)
   current = versions.current(config.index)
   if not runs.finished(current, "index", wanted):
+    if config.milvus_uri is not None:
+      milvus.connect(config.milvus_uri).close()  # before hours of encoding
     fields = {"encoder_fingerprint": inputs["encoder"], "passages_fingerprint": store.fingerprint}
     encode(config, store, config.embeddings, fields, progress)
     with hosts.one_writes() as mine:

@@ -1,4 +1,4 @@
-"""`radit retrieve`: the top-k passages of every question of a split, stored once for all that follows."""
+"""`radit retrieve`: the top-k passages of every question of a split, stored once for all that follows; or of any."""
 
 import collections
 import dataclasses
@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jax.sharding import Mesh
 
 from radit_jax import files, hosts, runs
 from radit_jax.config import RetrieveConfig
 from radit_jax.data import mixture
 from radit_jax.data.corpus import PassageStore, check_passages
-from radit_jax.data.examples import RetrievedExample, write_retrieved
+from radit_jax.data.examples import RetrievedExample, RetrievedStore, write_retrieved
 from radit_jax.data.plan import sample
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import first_hit
@@ -25,10 +25,12 @@ from radit_jax.models.pretrained import (
   passage_encoder_of,
 )
 from radit_jax.progress import Progress, silent
+from radit_jax.retrieval.dropping import search_without
 from radit_jax.retrieval.embed import embed_queries
-from radit_jax.retrieval.index import Index, SearchResult, load_index
+from radit_jax.retrieval.index import SearchResult, StoredIndex, load_index
 from radit_jax.sharding import make_mesh
 from radit_jax.verbs.data_card import complete_card
+from radit_jax.verbs.find import FindResult, read_asked, write_run
 from radit_jax.verbs.prepare import read_split
 
 
@@ -44,6 +46,7 @@ class RetrieveResult:
       count a passage that holds an answer.
     mrr: mean reciprocal rank of the first such passage.
     by_set: of the examples of a mix, set -> share with such a passage among those retrieved.
+    dropped: why -> how many passages were dropped, see :func:`radit_jax.retrieval.dropping.search_without`.
   """
 
   retrieved: str
@@ -52,17 +55,19 @@ class RetrieveResult:
   recall: dict[int, float]
   mrr: float
   by_set: dict[str, float] = dataclasses.field(default_factory=dict)
+  dropped: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def summary(self) -> str:
     """One line for the command line."""
     recall = ", ".join(f"recall@{k} {value:.1%}" for k, value in self.recall.items())
     own = f", {self.num_own} of them with a context of their own or plain text" if self.num_own else ""
     sets = "".join(f"\n  {name}: {share:.1%} with an answer in a passage" for name, share in self.by_set.items())
-    return f"{self.num_questions} questions{own}, {recall}, MRR {self.mrr:.3f}: {self.retrieved}{sets}"
+    dropped = "".join(f", {count} dropped as {name}" for name, count in self.dropped.items() if count)
+    return f"{self.num_questions} questions{own}, {recall}, MRR {self.mrr:.3f}{dropped}: {self.retrieved}{sets}"
 
 
-def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> RetrieveResult:
-  """Encodes the questions, searches, and stores what was found with its scores.
+def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> RetrieveResult | FindResult:
+  """Encodes the questions, searches, and stores what was found with its scores; or returns it, without ``out``.
 
   A question that brings its context along, and plain text, is not searched for. Passages that a question was made of
   are never among those found for it. Of a mix's training examples, the data card is told what was found.
@@ -78,51 +83,52 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
   store = PassageStore(config.passages)
   if config.k > store.num_live:
     raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {store.num_live}; lower --k")
-  questions = read_split(config.questions)
+  if config.out is None:
+    return _find(config, store, progress)
+  questions = read_split(str(config.questions))
   questions = [questions[i] for i in sample(len(questions), config.limit, config.seed)]
-  passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
-  index = load_index(config.index, verify=config.verify, encoder_fingerprint=passage_encoder, resident=False)
-  store = check_passages(index.manifest["passages_fingerprint"], store, config.index)
+  mesh = make_mesh(config.mesh)
+  index, store = _open(config, store, mesh)
   inputs = {
-    "questions": files.sha256_file(config.questions),
+    "questions": files.sha256_file(str(config.questions)),
     "passages": store.fingerprint,
     "index": index.manifest["fingerprint"],
     "encoder": fingerprint(config.encoder, config.embedding),
-    "passage_encoder": passage_encoder,
+    "passage_encoder": _passage_encoder(config),
   }
   wanted = runs.recipe(config, inputs=inputs)
+  for name in (
+    "question",
+    "write_run",
+    *(n for n in ("drop_duplicates", "drop_same_document") if not getattr(config, n)),
+  ):
+    del wanted["options"][name]
   if not runs.finished(config.out, "retrieved", wanted):
     searched = [q for q in questions if not _own(q)]
-    mesh = make_mesh(config.mesh)
-    encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
-    embeddings = embed_queries(
-      encoder,
-      load_tokenizer(config.encoder),
-      [str(q["query"]) for q in searched],
-      max_tokens=encoder.config.max_tokens,
-      prompt=encoder.config.query_prompt,
-      batch_size=config.batch_size,
-      mesh=mesh,
-      progress=progress,
-    )
+    without = [q.get("exclude_rows", []) for q in searched]
+    found, dropped = _search(config, index, store, mesh, [str(q["query"]) for q in searched], without, progress)
     with hosts.one_writes() as mine:
       if mine:
-        without = [q.get("exclude_rows", []) for q in searched]
-        _store(search_without(index, embeddings, config.k, without), questions, store, config, wanted)
+        _store(found, dropped, questions, store, config, wanted)
   manifest = files.read_manifest(config.out, "retrieved")
   rank = np.asarray(manifest["hits"])
   recall = {k: float(np.mean(rank < k)) if len(rank) else 0.0 for k in (1, 5, 10) if k <= config.k}
   mrr = float(np.mean(np.where(rank < config.k, 1 / (rank + 1), 0))) if len(rank) else 0.0
   ends = np.cumsum([0, *(count for _, count in manifest.get("searched", []))])
-  found = {
+  found_by_set = {
     name: (int(np.sum(rank[start : start + count] < config.k)), count)
     for (name, count), start in zip(manifest.get("searched", []), ends, strict=False)
   }
   with hosts.one_writes() as mine:
-    if mine and found:
-      complete_card(pathlib.Path(config.questions), config.k, found)
-  by_set = {name: hits / count for name, (hits, count) in found.items()}
-  return RetrieveResult(config.out, manifest["count"], manifest["count"] - len(rank), recall, mrr, by_set)
+    if mine and found_by_set:
+      complete_card(pathlib.Path(str(config.questions)), config.k, found_by_set)
+    if mine and config.write_run is not None:
+      examples = [e for e in RetrievedStore(config.out) if e.searched]
+      ranked = [(e.passage_rows[e.valid].tolist(), e.scores[e.valid].tolist()) for e in examples]
+      write_run(config.write_run, [e.id for e in examples], ranked, store)
+  by_set = {name: hits / count for name, (hits, count) in found_by_set.items()}
+  own = manifest["count"] - len(rank)
+  return RetrieveResult(config.out, manifest["count"], own, recall, mrr, by_set, manifest.get("dropped", {}))
 
 
 def _own(question: dict[str, Any]) -> bool:
@@ -130,29 +136,79 @@ def _own(question: dict[str, Any]) -> bool:
   return question.get("context") is not None or question.get("category") == "text"
 
 
-def search_without(
-  index: Index, queries: Float[np.ndarray, "Q E"], k: int, without: Sequence[Sequence[int]]
-) -> SearchResult:
-  """The k best passages for every query but the ones that it must not find.
+def _passage_encoder(config: RetrieveConfig) -> str:
+  return passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
 
-  Args:
-    index: to search.
-    queries: ``[Q, E]``.
-    k: passages for each.
-    without: rows for each query. So many more are searched for, and these dropped.
-  """
-  most = max(map(len, without), default=0)
-  found = index.search(queries, k + most)
-  if not most:
-    return found
-  dropped = np.array([np.isin(ids, rows) for ids, rows in zip(found.ids, without, strict=True)], bool)
-  order = np.argsort(dropped | ~found.valid, axis=1, kind="stable")[:, :k]
-  ids, scores, valid = (np.take_along_axis(x, order, axis=1) for x in (found.ids, found.scores, found.valid & ~dropped))
-  return SearchResult(np.where(valid, ids, -1), np.where(valid, scores, np.float32(-np.inf)), valid)
+
+def _open(config: RetrieveConfig, store: PassageStore, mesh: Mesh) -> tuple[StoredIndex, PassageStore]:
+  """The index, if it is of this store and of the passage encoder, and the version of the store that it is of."""
+  built_by = _passage_encoder(config)
+  index = load_index(config.index, verify=config.verify, encoder_fingerprint=built_by, resident=False, mesh=mesh)
+  return index, check_passages(index.manifest["passages_fingerprint"], store, config.index)
+
+
+def _search(
+  config: RetrieveConfig,
+  index: StoredIndex,
+  store: PassageStore,
+  mesh: Mesh,
+  texts: Sequence[str],
+  without: Sequence[Sequence[int]],
+  progress: Progress,
+) -> tuple[SearchResult, dict[str, int]]:
+  """Passages for texts. Of several processes one searches, unless the rows of the index lie with all of them."""
+  encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
+  embeddings = embed_queries(
+    encoder,
+    load_tokenizer(config.encoder),
+    texts,
+    max_tokens=encoder.config.max_tokens,
+    prompt=encoder.config.query_prompt,
+    batch_size=config.batch_size,
+    mesh=mesh,
+    progress=progress,
+  )
+  if not (hosts.is_first() or index.together):
+    nothing = np.empty((0, config.k))
+    return SearchResult(nothing.astype(np.int64), nothing.astype(np.float32), nothing.astype(bool)), {}
+  return search_without(
+    index,
+    embeddings,
+    config.k,
+    without,
+    store=store,
+    duplicates=config.drop_duplicates,
+    same_document=config.drop_same_document,
+  )
+
+
+def _find(config: RetrieveConfig, store: PassageStore, progress: Progress) -> FindResult:
+  """Passages for questions that need not be of a split."""
+  asked = read_asked(config)
+  asked = tuple(asked[i] for i in sample(len(asked), config.limit, config.seed))
+  for question in asked:
+    if any(not 0 <= row < len(store) for row in question.own_rows):
+      raise UserError(
+        f"{config.questions}: question {question.id!r} excludes rows that {config.passages} does not have"
+      )
+  mesh = make_mesh(config.mesh)
+  index, store = _open(config, store, mesh)
+  without = [question.own_rows for question in asked]
+  result, dropped = _search(config, index, store, mesh, [question.text for question in asked], without, progress)
+  ranked = [
+    (ids[ok].tolist(), s[ok].tolist()) for ids, s, ok in zip(result.ids, result.scores, result.valid, strict=True)
+  ]
+  if config.write_run is not None:
+    with hosts.one_writes() as mine:
+      if mine:
+        write_run(config.write_run, [question.id for question in asked], ranked, store)
+  found = tuple(tuple(zip(rows, scores, store.many(rows), strict=True)) for rows, scores in ranked)
+  return FindResult(asked, found, config.write_run, dropped)
 
 
 def _store(
   found: SearchResult,
+  dropped: dict[str, int],
   questions: list[dict[str, Any]],
   store: PassageStore,
   config: RetrieveConfig,
@@ -180,13 +236,14 @@ def _store(
         valid=valid,
       )
 
-  stated = files.read_manifest(pathlib.Path(config.questions).parent, "split").get("mixture", {})
-  mixed = stated.get(pathlib.Path(config.questions).stem)
+  stated = files.read_manifest(pathlib.Path(str(config.questions)).parent, "split").get("mixture", {})
+  mixed = stated.get(pathlib.Path(str(config.questions)).stem)
   fields = {
     "recipe": wanted,
     "k": config.k,
     "query_encoder": wanted["inputs"]["encoder"],
     "passages": store.fingerprint,
+    "dropped": dropped,
     "score_temperature": encoder_temperature(config.encoder, config.embedding),
     "hits": [
       first_hit(q["gold_rows"], q.get("answer_texts", q["answers"]), ids, lambda row: store[row].text)
@@ -197,5 +254,5 @@ def _store(
     counts = collections.Counter(q["set"] for q in questions if not _own(q))
     fields["searched"] = [[name, count] for name, count in counts.items()]
   if mixed:
-    fields["mixture"] = mixture.kept(mixed, [q["set"] for q in questions], config.questions)
-  write_retrieved(records(), config.out, manifest=fields)
+    fields["mixture"] = mixture.kept(mixed, [q["set"] for q in questions], str(config.questions))
+  write_retrieved(records(), str(config.out), manifest=fields)

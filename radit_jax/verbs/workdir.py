@@ -37,7 +37,7 @@ from radit_jax.verbs.index import index
 from radit_jax.verbs.mix_splits import PARTS, TEST, TEST_DIRECTORY
 from radit_jax.verbs.prepare import prepare, read_split
 from radit_jax.verbs.prepare_mix import EVALUATION, prepare_mix
-from radit_jax.verbs.retrieve import retrieve
+from radit_jax.verbs.retrieve import RetrieveResult, retrieve
 from radit_jax.verbs.score import score
 from radit_jax.verbs.train_generator import TrainGeneratorResult, train_generator
 from radit_jax.verbs.train_retriever import TrainRetrieverResult, train_retriever
@@ -200,7 +200,9 @@ class Workdir:
 
   def _retrieve(self, part: str, split: str, name: str, encoder: str) -> dict[int, float]:
     config = self._retrieve_config(part, split, name, encoder)
-    return self._call(retrieve, config, derived=name != "base").recall
+    result = self._call(retrieve, config, derived=name != "base")
+    assert isinstance(result, RetrieveResult)  # as it has an out
+    return result.recall
 
   def train_generator(self, method: str) -> TrainGeneratorResult:
     """Tunes by RALT ("ralt"), or by plain instruction tuning ("it") for as many steps."""
