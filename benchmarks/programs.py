@@ -1,4 +1,4 @@
-"""How many programs an epoch over SQuAD compiles: distinct shapes of the batches the verbs plan.
+"""How many programs an epoch over SQuAD compiles: distinct shapes of the batches the verbs plan, and what steps share.
 
 python benchmarks/programs.py --squad dev-v1.1.json
 """
@@ -14,7 +14,7 @@ from workload import one_device, squad_workload
 
 from radit_jax.config import LoopConfig
 from radit_jax.data.batches import RowLengths
-from radit_jax.data.packing import PackedBatch
+from radit_jax.data.packing import PackedBatch, PackedPlan
 from radit_jax.data.plan import PlannedBatch, sample
 from radit_jax.verbs import tuning
 
@@ -29,6 +29,7 @@ class Config:
     batch_size: examples of a step.
     k: passages per question.
     pack_tokens: length of packed rows.
+    sharing: batch sizes whose steps are asked how much of their prompts they share.
     write: page whose section is replaced by the result.
   """
 
@@ -37,6 +38,7 @@ class Config:
   batch_size: int = 16
   k: int = 5
   pack_tokens: int = 640
+  sharing: tuple[int, ...] = (16, 64, 256, 1024)
   write: str | None = None
 
 
@@ -65,7 +67,12 @@ def main(config: Config) -> dict[str, int]:
     )
 
   padded = tuning.make_plans(work.lengths.rows[~dev], work.lengths.rows[dev], loop=loop, mesh=mesh)
-  packed = tuning.make_packed_plans(part(~dev), part(dev), config.pack_tokens, loop=loop, mesh=mesh, share=True)
+
+  def packed_plans(batch_size: int) -> tuning.Plans:
+    loop = LoopConfig(batch_size=batch_size)
+    return tuning.make_packed_plans(part(~dev), part(dev), config.pack_tokens, loop=loop, mesh=mesh, share=True)
+
+  packed = packed_plans(config.batch_size)
   asked = np.array(queries)
   lsr = tuning.make_plans(asked[~dev], asked[dev], loop=loop, mesh=mesh)
   found = {
@@ -81,7 +88,14 @@ def main(config: Config) -> dict[str, int]:
   text = table(["", "programs", "shapes of steps", "shapes of dev batches"], rows)
   note = f"{len(dev)} questions, a tenth of them for dev losses, {config.batch_size} a step, k = {config.k}. "
   note += "Scoring is one program: all its rows are of one length."
-  write_section(config.write, "programs", f"{text}\n\n{note}")
+  shares = []
+  for size in config.sharing:
+    plans = packed_plans(size)
+    assert isinstance(plans.train, PackedPlan)
+    found_shapes = shapes(list(plans.train)), shapes(list(plans.dev))
+    shares.append([str(size), f"{plans.train.shared:.2f}", f"{plans.train.padding:.0%}", str(sum(map(len, found_shapes)))])
+  header = ["questions a step", "tokens of prompts over those computed", "padding", "programs"]
+  write_section(config.write, "programs", f"{text}\n\n{note}\n\n{table(header, shares)}")
   return counts
 
 

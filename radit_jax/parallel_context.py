@@ -24,7 +24,7 @@ class Generator(Protocol):
   def __call__(self, tokens: Array, *, positions: Array, segment_ids: Array) -> Array:
     """``[N, T]`` int32 each -> ``[N, T, D]`` hidden states; a token sees its own segment up to itself.
 
-    Only batches with prefix_ids, which `radit score` makes, need a fourth argument of that name.
+    Only batches with prefix_ids, of rows that share passages, need a fourth argument of that name.
     """
 
   def logits(self, hidden: Array) -> Array:

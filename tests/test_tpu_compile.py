@@ -138,3 +138,21 @@ def test_a_search_of_21_million_passages_on_8_chips():
   gathered = re.findall(r"= \(?(\w+)\[([\d,]+)\]\S* all-gather", text)
   assert gathered
   assert all(math.prod(map(int, shape.split(","))) <= 256 * 8 * 100 for _, shape in gathered)
+
+
+def test_a_step_whose_rows_share_passages(monkeypatch):
+  """Attention runs over own segment and prefix, forward and backward, each device on its rows alone."""
+  contexts = programs._contexts
+
+  def shared(*arguments):
+    batch = contexts(*arguments)
+    return dataclasses.replace(batch, prefix_ids=batch.segment_ids)
+
+  monkeypatch.setattr(programs, "_contexts", shared)
+  tuning = TuningConfig(remat="dots", loop=LoopConfig(steps=5, batch_size=16))
+  mesh = on("v5e:2x4", MeshConfig(fsdp=8))
+  program = programs.ralt(dataclasses.replace(CONFIG, generator_tuning=tuning), models(LLAMA), mesh)
+  text = compiled(program, mesh).as_text()
+  calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+  assert len(calls) == 2 * 3  # forward, gradient of queries, of keys and values
+  assert not activations_of_other_rows(text, num_rows=16, shards=8, widths=(512,))

@@ -312,7 +312,8 @@ class TrainGeneratorConfig:
     method: "ralt" or "it".
     k: passages per example (the paper's k̃).
     prompt: how rows are rendered.
-    pack_tokens: length of rows that hold several prompts each; None gives every prompt a row of its own.
+    pack_tokens: length of rows that hold several prompts each; None gives every prompt a row of its own. Prompts of one
+      step that begin with the same passage share it.
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
     dtype: the generator's computation type; what is trained has a type of its own, optimizer.master_dtype.
