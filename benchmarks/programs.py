@@ -93,7 +93,9 @@ def main(config: Config) -> dict[str, int]:
     plans = packed_plans(size)
     assert isinstance(plans.train, PackedPlan)
     found_shapes = shapes(list(plans.train)), shapes(list(plans.dev))
-    shares.append([str(size), f"{plans.train.shared:.2f}", f"{plans.train.padding:.0%}", str(sum(map(len, found_shapes)))])
+    shares.append(
+      [str(size), f"{plans.train.shared:.2f}", f"{plans.train.padding:.0%}", str(sum(map(len, found_shapes)))]
+    )
   header = ["questions a step", "tokens of prompts over those computed", "padding", "programs"]
   write_section(config.write, "programs", f"{text}\n\n{note}\n\n{table(header, shares)}")
   return counts

@@ -18,10 +18,11 @@ from radit_jax.config import LoopConfig, MeshConfig, PlanConfig, PromptConfig, T
 from radit_jax.models.bert import BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.encoder import EmbeddingConfig
+from radit_jax.models.splash import splash_attention
 from radit_jax.plan import chips, flops, programs
 from radit_jax.plan.survey import NAMES, survey
 from radit_jax.retrieval.device import best_rows
-from radit_jax.sharding import make_mesh
+from radit_jax.sharding import make_mesh, row_sharding
 
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
 
@@ -140,19 +141,23 @@ def test_a_search_of_21_million_passages_on_8_chips():
   assert all(math.prod(map(int, shape.split(","))) <= 256 * 8 * 100 for _, shape in gathered)
 
 
-def test_a_step_whose_rows_share_passages(monkeypatch):
-  """Attention runs over own segment and prefix, forward and backward, each device on its rows alone."""
-  contexts = programs._contexts
-
-  def shared(*arguments):
-    batch = contexts(*arguments)
-    return dataclasses.replace(batch, prefix_ids=batch.segment_ids)
-
-  monkeypatch.setattr(programs, "_contexts", shared)
-  tuning = TuningConfig(remat="dots", loop=LoopConfig(steps=5, batch_size=16))
+def test_attention_over_shared_passages_has_its_backward_pass():
+  """Over own segment and prefix, forward and backward, each chip on its rows alone; nothing of T x T is held."""
+  tokens, heads, kv_heads, width = 2048, 4, 2, 128
   mesh = on("v5e:2x4", MeshConfig(fsdp=8))
-  program = programs.ralt(dataclasses.replace(CONFIG, generator_tuning=tuning), models(LLAMA), mesh)
-  text = compiled(program, mesh).as_text()
+
+  def rows(*shape, dtype):
+    return jax.ShapeDtypeStruct((16, tokens, *shape), dtype, sharding=row_sharding(mesh))
+
+  def total(q, k, v, segments, prefixes):
+    return jnp.sum(splash_attention(q, k, v, segment_ids=segments, prefix_ids=prefixes).astype(jnp.float32) ** 2)
+
+  q, k = rows(heads, width, dtype=jnp.bfloat16), rows(kv_heads, width, dtype=jnp.bfloat16)
+  ids = rows(dtype=jnp.int32)
+  with jax.set_mesh(mesh):
+    ready = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, k, ids, ids).compile()
+  text = ready.as_text()
   calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
   assert len(calls) == 2 * 3  # forward, gradient of queries, of keys and values
-  assert not activations_of_other_rows(text, num_rows=16, shards=8, widths=(512,))
+  assert not activations_of_other_rows(text, num_rows=16, shards=8, widths=(tokens,))
+  assert ready.memory_analysis().temp_size_in_bytes < 16 // 8 * heads * tokens * tokens * 4
