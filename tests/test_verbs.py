@@ -243,6 +243,7 @@ def test_packed_and_accumulated_tuning_is_the_plain_one(made, parts, tmp_path, c
   alone = json.loads((tmp_path / "plain/first_batch.json").read_text())
   rows = [{e["id"]: e["rows"] for e in batch["examples"]} for batch in (shown, alone)]
   assert rows[0] == rows[1]
+  assert (shown["real_tokens"] < alone["real_tokens"]) == (pack_tokens is not None)  # passages are shared
 
 
 @pytest.mark.parametrize("method", ["ralt", "it"])
