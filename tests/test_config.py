@@ -40,7 +40,7 @@ GIVEN = {
 
 def make(cls, **kwargs):
   names = {f.name for f in dataclasses.fields(cls)}
-  others = (("data", configs.MeshConfig), ("mix", configs.RunConfig))
+  others = (("data", configs.MeshConfig), ("mix", configs.RunConfig), ("question", configs.RetrieveConfig))
   given = {k: v for k, v in GIVEN.items() if k in names and (k, cls) not in others}
   return cls(**(given | kwargs))
 
