@@ -23,6 +23,8 @@ from radit_jax.retrieval.scann import ScannCandidates, Settings
 from radit_jax.retrieval.shards import open_shards
 
 METADATA = "metadata.jsonl"
+#: Rows ``[Q, k]`` and their scores, best first.
+_Ranked = tuple[Int[np.ndarray, "Q k"], Float[np.ndarray, "Q k"]]
 BACKENDS: tuple[str, ...] = typing.get_args(Backend)
 
 
@@ -161,49 +163,51 @@ class StoredIndex:
     if (row := first_unusable(q)) is not None:
       raise UserError(f"query row {row} is not finite (NaN, infinity, or longer than 1e19)")
     if not len(q):
-      best = np.empty((0, k), np.int64)
+      best, scores = np.empty((0, k), np.int64), np.empty((0, k), np.float32)
     elif where:
       if self._filter is None:
         raise UserError(f"{self._path}: built without metadata, so it cannot be filtered; build it again with metadata")
       allowed = self._filter.allowed(where)
       if len(self._removed):
         allowed.mask[self._removed] = False
-      best = self._within(q, k, allowed)
+      best, scores = self._within(q, k, allowed)
     else:
-      best = self._best(q, min(k, len(self if self.live is None else self.live)))
-    ids = np.full((len(q), k), -1, np.int64)
-    ids[:, : best.shape[1]] = best
-    return SearchResult(ids, score_pairs(self.stored, q, ids), ids >= 0)
+      best, scores = self._best(q, min(k, len(self if self.live is None else self.live)))
+    missing = ((0, 0), (0, k - best.shape[1]))
+    ids = np.pad(best, missing, constant_values=-1)
+    return SearchResult(ids, np.pad(scores, missing, constant_values=-np.inf), ids >= 0)
 
-  def _best(self, q: Float[np.ndarray, "Q E"], k: int) -> Int[np.ndarray, "Q k"]:
+  def _best(self, q: Float[np.ndarray, "Q E"], k: int) -> _Ranked:
     if self.candidates is None:
-      return exact_top(self.stored, q, k, rows=self.live)
-    ids, _ = self._ranked(q, self.candidates(q, k), k)
+      return self._exact(q, k, self.live)
+    ids, scores = self._ranked(q, self.candidates(q, k), k)
     # The partitions looked at can hold fewer than k passages. A hole would read as "no such passage", so look at all.
     short = (ids < 0).any(axis=1)
     if short.any():
-      ids[short] = exact_top(self.stored, q[short], k, rows=self.live)
-    return ids
+      ids[short], scores[short] = self._exact(q[short], k, self.live)
+    return ids, scores
 
-  def _within(self, q: Float[np.ndarray, "Q E"], k: int, allowed: Allowed) -> Int[np.ndarray, "Q k"]:
+  def _within(self, q: Float[np.ndarray, "Q E"], k: int, allowed: Allowed) -> _Ranked:
     k = min(k, len(allowed))
     if self.candidates is None or k == 0:
-      return exact_top(self.stored, q, max(k, 1), rows=allowed.rows)
+      return self._exact(q, max(k, 1), allowed.rows)
     found, beyond = self.candidates.within(q, k, allowed)
-    ids, worst = self._ranked(q, allowed.only(found), k)
-    unsure = (ids < 0).any(axis=1) | (worst <= beyond)
+    ids, scores = self._ranked(q, allowed.only(found), k)
+    unsure = (ids < 0).any(axis=1) | (scores[:, -1] <= beyond)
     if unsure.any():
-      ids[unsure] = exact_top(self.stored, q[unsure], k, rows=allowed.rows)
-    return ids
+      ids[unsure], scores[unsure] = self._exact(q[unsure], k, allowed.rows)
+    return ids, scores
 
-  def _ranked(
-    self, q: Float[np.ndarray, "Q E"], ids: Int[np.ndarray, "Q C"], k: int
-  ) -> tuple[Int[np.ndarray, "Q k"], Float[np.ndarray, "Q"]]:
-    """The k best of candidates, -1 where there are fewer, and the score of the last one."""
+  def _exact(self, q: Float[np.ndarray, "Q E"], k: int, rows: Int[np.ndarray, "M"] | None) -> _Ranked:
+    ids = exact_top(self.stored, q, k, rows=rows)
+    return ids, score_pairs(self.stored, q, ids)
+
+  def _ranked(self, q: Float[np.ndarray, "Q E"], ids: Int[np.ndarray, "Q C"], k: int) -> _Ranked:
+    """The k best of candidates, -1 where there are fewer."""
     ids = np.pad(ids, ((0, 0), (0, max(0, k - ids.shape[1]))), constant_values=-1)
     scores = score_pairs(self.stored, q, ids)
     order = np.lexsort((ids, -scores), axis=-1)[:, :k]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order[:, -1:], axis=1)[:, 0]
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def load_index(
