@@ -4,7 +4,8 @@
     python benchmarks/against_faiss.py --page docs/retrieval.md
 
 Two of faiss's indexes are measured, HNSW and IVF-PQ with fast scan and reordering. Their settings are raised in steps
-until they find what ours finds; where a step finds more, that is what is measured.
+until they find what ours finds; where a step finds more, that is what is measured. Ours is measured as it is built, and
+with no more partitions than that takes, which is what theirs are.
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ from page import table, write_section
 
 from radit_jax.retrieval.build import SHARD_PASSAGES, build_index
 from radit_jax.retrieval.exact import exact_top
-from radit_jax.retrieval.index import load_index
+from radit_jax.retrieval.index import StoredIndex, load_index
+from radit_jax.retrieval.scann import Settings
 
 Search = Callable[[np.ndarray], np.ndarray]
 
@@ -53,7 +55,7 @@ def hnsw(vectors: np.ndarray) -> Iterable[tuple[str, Search]]:
   index.add(vectors)
   for ef in (16, 32, 64, 128, 256, 512, 1024):
     index.hnsw.efSearch = ef
-    yield f"HNSW 32, efSearch {ef}", lambda q: index.search(q, 10)[1]
+    yield f"faiss HNSW 32, efSearch {ef}", lambda q: index.search(q, 10)[1]
 
 
 def ivf_pq(vectors: np.ndarray) -> Iterable[tuple[str, Search]]:
@@ -66,7 +68,25 @@ def ivf_pq(vectors: np.ndarray) -> Iterable[tuple[str, Search]]:
   base = faiss.extract_index_ivf(index.base_index)
   for probes, candidates in itertools.product((lists // 64, lists // 32, lists // 16, lists // 8), (10, 25, 50)):
     base.nprobe, index.k_factor = max(1, probes), candidates
-    yield f"IVF{lists} PQ fast scan, {base.nprobe} lists, {10 * candidates} reordered", lambda q: index.search(q, 10)[1]
+    yield (
+      f"faiss IVF{lists} PQ fast scan, {base.nprobe} lists, {10 * candidates} reordered",
+      lambda q: index.search(q, 10)[1],
+    )
+
+
+def fewer_leaves(index: StoredIndex) -> Iterable[tuple[str, Search]]:
+  """The default index, with ``leaves_to_search`` raised from few."""
+  searchers, built = index.candidates, Settings(**index.manifest["search"])
+  assert searchers is not None
+  assert built.leaves_to_search is not None
+  for leaves in sorted({max(1, built.leaves_to_search // n) for n in (32, 16, 8, 4, 2, 1)}):
+    settings = dataclasses.replace(built, leaves_to_search=leaves)
+    fewer = StoredIndex(pathlib.Path(), index.manifest, index.stored, searchers.with_settings(settings))
+    yield f"`--backend scann --leaves-to-search {leaves}`", _ids(fewer)
+
+
+def _ids(index: StoredIndex) -> Search:
+  return lambda q: index.search(q, 10).ids
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:
@@ -81,7 +101,7 @@ def main(config: Config) -> None:
     root = pathlib.Path(name)
     centres = write(root / "embeddings", config.count, config.width)
     queries = clustered(rng, centres, config.queries).astype(np.float32)
-    builds: dict[str, float] = {"exact": 0.0}
+    builds: dict[str, float] = {"exact": 0.0, "fewer": 0.0}
     begin = time.monotonic()
     build_index(root / "embeddings", root / "index", shard_passages=SHARD_PASSAGES)
     builds["scann"] = time.monotonic() - begin
@@ -90,16 +110,16 @@ def main(config: Config) -> None:
     true = exact_top(vectors, queries, 10)
     searches: dict[str, Search] = {
       "exact": lambda q: exact_top(vectors, q, 10),
-      "scann": lambda q: index.search(q, 10).ids,
+      "scann": _ids(index),
     }
     wanted = recall(searches["scann"](queries), true)
     labels = {"exact": "`--backend exact`", "scann": "`--backend scann`, as built by default"}
-    for kind, candidates in (("hnsw", hnsw(vectors)), ("ivf_pq", ivf_pq(vectors))):
+    for kind, candidates in (("fewer", fewer_leaves(index)), ("hnsw", hnsw(vectors)), ("ivf_pq", ivf_pq(vectors))):
       begin = time.monotonic()
       for label, search in candidates:
         builds.setdefault(kind, time.monotonic() - begin)
-        labels[kind], searches[kind] = f"faiss {label}", search
-        if recall(search(queries), true) >= wanted:
+        labels[kind], searches[kind] = label, search
+        if recall(search(queries), true) >= wanted - 0.001:
           break
     clocks: dict[str, list[float]] = {kind: [] for kind in searches}
     for _ in range(config.rounds):
