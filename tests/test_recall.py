@@ -132,3 +132,14 @@ def test_the_verb_plans_without_a_store_and_writes_nothing(parts, tmp_path):
   assert list(tmp_path.iterdir()) == []
   with pytest.raises(UserError, match=r"plan_rate = 5\.0 without plan"):
     index_config(tmp_path, parts, plan_rate=5.0)
+
+
+def test_half_the_partitions_are_looked_at_where_that_finds_as_much_and_nobody_said_how_many(tmp_path, tree):
+  centres = scattered(10, 16)
+  apart = np.repeat(centres, 300, axis=0) + 0.01 * scattered(3000, 16, seed=1)
+  leaves = build_index(apart, tmp_path / "apart")["parameters"]["leaves"]
+  eighth = -(-leaves // 8)
+  assert files.read_manifest(tmp_path / "apart", "index")["search"]["leaves_to_search"] == -(-eighth // 2)
+  tune_index(tmp_path / "apart", Wish(leaves_to_search=eighth))
+  assert files.read_manifest(tmp_path / "apart", "index")["search"]["leaves_to_search"] == eighth
+  assert build_index(scattered(3000, 16), tmp_path / "mixed")["search"]["leaves_to_search"] == eighth

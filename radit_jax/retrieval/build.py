@@ -55,7 +55,7 @@ class Wish:
   """How thoroughly a search is to look, as the user says it.
 
   Attributes:
-    leaves_to_search: partitions looked at; None takes an eighth of them.
+    leaves_to_search: partitions looked at; None takes an eighth of them, or half of that where it finds as much.
     reorder: candidates reordered; None takes 200.
     target_recall: overlap@10 with exact search that the two are raised for; None leaves them.
   """
@@ -259,7 +259,8 @@ def _measured(root: pathlib.Path, manifest: dict[str, Any], wish: Wish, progress
   # Several processes hold the rows of one search on devices; here is only the first of them.
   if parameters.get("method", "exact") != "exact" and (manifest["backend"] != "device" or hosts.count() == 1):
     index = open_index(root, manifest, resident=len(manifest["index_shards"]) == 1, forget=True)
-    settings, overlap = tune(index, parameters, settings, wish.target_recall, progress=progress)
+    fewer = wish.leaves_to_search is None
+    settings, overlap = tune(index, parameters, settings, wish.target_recall, fewer=fewer, progress=progress)
     manifest |= {"search": dataclasses.asdict(settings), "overlap": dataclasses.asdict(overlap)}
   names = (
     *("backend", "count", "dim", "dtype", "encoder_fingerprint", "passages_fingerprint", "embeddings_fingerprint"),
