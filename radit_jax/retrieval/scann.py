@@ -181,7 +181,7 @@ class ScannCandidates:
       ``[Q, C]`` int64 with C >= k; -1 where ScaNN found no more.
     """
     # bfloat16 order is right to three digits: the spare candidates are there for the float32 scores to choose from.
-    wanted = max(2 * k, k + 16)
+    wanted = max(2 * k, k + 10)
     best = np.empty((len(queries), 0), np.int64)
     likeness = np.empty((len(queries), 0), np.float32)
     for number, (directory, first) in enumerate(self._shards):
