@@ -135,8 +135,10 @@ def test_the_verb_plans_without_a_store_and_writes_nothing(parts, tmp_path):
 
 
 def test_half_the_partitions_are_looked_at_where_that_finds_as_much_and_nobody_said_how_many(tmp_path, tree):
-  centres = scattered(100, 16)
-  apart = np.repeat(centres, 30, axis=0) + 0.01 * scattered(3000, 16, seed=1)
+  centres = scattered(30, 16)
+  centres /= np.linalg.norm(centres, axis=1, keepdims=True)  # or the longest would be the nearest of all
+  apart = np.repeat(centres, 100, axis=0) + 0.025 * scattered(3000, 16, seed=1)
+  apart /= np.linalg.norm(apart, axis=1, keepdims=True)
   leaves = build_index(apart, tmp_path / "apart")["parameters"]["leaves"]
   eighth = -(-leaves // 8)
   assert files.read_manifest(tmp_path / "apart", "index")["search"]["leaves_to_search"] == -(-eighth // 2)
