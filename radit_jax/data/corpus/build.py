@@ -232,9 +232,13 @@ class Build:
     for index in range(len(self._scanned)):
       yield _records(self.work, index)
 
+  def close(self) -> None:
+    """Ends the processes, for whoever does not :meth:`write` the store."""
+    self._pool.close()
+
   def discard(self) -> None:
     """Removes the work directory, and the directories above it that were made for it."""
-    self._pool.close()
+    self.close()
     shutil.rmtree(self.work, ignore_errors=True)
     for directory in self._created:
       if directory.is_dir() and not any(directory.iterdir()):

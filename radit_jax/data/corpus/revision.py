@@ -97,6 +97,8 @@ def revise(base: PassageStore, revision: Revision, *, progress: Progress = silen
   except UserError:
     build.discard()
     raise
+  finally:
+    build.close()
   fingerprint = _fingerprint(base, changes, given, lost)
   for number in there:
     manifest = files.read_json(versions.directory(base.root, number) / files.MANIFEST)
@@ -254,7 +256,7 @@ def _write(
     durable=True,
   )
   files.replace_directory(out, build.path)
-  shutil.rmtree(build.work)
+  build.discard()
 
 
 def _write_shards(
