@@ -133,7 +133,7 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes | memoryview, *
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
-  """Lets the names in a directory reach the disk."""
+  """Lets the names in a directory, or the content of a file, reach the disk."""
   handle = os.open(path, os.O_RDONLY)
   try:
     os.fsync(handle)

@@ -57,7 +57,15 @@ def numbers(path: str | os.PathLike[str]) -> list[int]:
 
 def make_current(path: str | os.PathLike[str], number: int) -> None:
   """Has a version read from now on: whoever opens the directory sees the one before or this one."""
+  settle(path, number)
   files.write_atomic(pathlib.Path(path) / CURRENT, f"{number}\n", durable=True)
+
+
+def settle(path: str | os.PathLike[str], number: int) -> None:
+  """Returns when all of a version has reached the disk: what names it then also does after a loss of power."""
+  version = directory(path, number)
+  for found in (version, *version.rglob("*")) if number else ():
+    files.sync_directory(found)
 
 
 def prune(path: str | os.PathLike[str], keep: int, needed: Collection[int] = ()) -> list[int]:

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -369,6 +370,27 @@ def test_as_many_are_found_where_all_that_was_near_went(tmp_path, monkeypatch):
   made = small.update(numbered(n for n in range(1000) if n not in gone), delete_missing=True)
   assert made["searched"] == 1000
   assert small.check(query, 30, exact=True) == 1.0
+
+
+@pytest.mark.parametrize("backend", ["exact", "scann", "device"])
+def test_no_backend_finds_what_went(tmp_path, monkeypatch, backend):
+  monkeypatch.setattr(scann, "EXACT_BELOW", 100)
+  small = Small(tmp_path, range(400), backend)
+  queries = np.stack([vector(f"Text number {n}.") for n in range(12)])
+  small.update(numbered([*range(6, 400), 500]), delete_missing=True)
+  assert small.manifest["backend"] == backend
+  assert small.check(queries, 20, exact=backend != "scann") > 0.8
+  found = load_index(small.versions[-1][0]).search(queries, 20, where={"row": list(range(12))})
+  np.testing.assert_array_equal(np.sort(found.ids, axis=1)[:, -6:], np.tile(np.arange(6, 12), (12, 1)))
+  assert (found.valid.sum(axis=1) == 6).all()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+  small = Small(tmp_path, range(20), "exact")
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
+  with pytest.raises(UserError, match=r"v1: up to 64 bytes are to be written, the disk has 10 free; make room"):
+    small.update(numbered([50]))
+  assert not [p for p in tmp_path.iterdir() if "v1" in p.name]
 
 
 def test_an_index_that_grows_gets_searchers(tmp_path, monkeypatch):

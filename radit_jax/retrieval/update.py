@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from radit_jax import files
+from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.amended import HELD
 from radit_jax.retrieval.build import Before, Wish, build_index
@@ -55,7 +56,12 @@ def update_index(
 
   Returns:
     The new manifest's own fields.
+
+  Raises:
+    UserError: the disk has no room, or see :func:`radit_jax.retrieval.build.build_index`.
   """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  _check_space(path, manifest, len(copied))
   embeddings = path.parent / f".{path.name}.embeddings"
   with files.atomic_directory(embeddings) as work:
     _write_embeddings(base, manifest, work, copied, encoded, fields)
@@ -75,6 +81,15 @@ def update_index(
   )
   shutil.rmtree(embeddings)
   return made
+
+
+def _check_space(path: pathlib.Path, manifest: dict[str, Any], rows: int) -> None:
+  """Refuses what the disk has no room for: new embeddings, and searchers as large as those that are there."""
+  searchers = sum(entry["bytes"] for name, entry in manifest["files"].items() if name.startswith("scann"))
+  needed = rows * manifest["dim"] * np.dtype(manifest["dtype"]).itemsize + searchers
+  free = shutil.disk_usage(path.parent).free
+  if needed > free:
+    raise UserError(f"{path}: up to {needed:,} bytes are to be written, the disk has {free:,} free; make room")
 
 
 def _can_amend(base: pathlib.Path, manifest: dict[str, Any], count: int, removed: Int[np.ndarray, "M"]) -> bool:

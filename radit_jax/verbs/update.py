@@ -320,6 +320,7 @@ def _is_of(encoded: pathlib.Path, passages: PassageStore) -> bool:
 
 def _read_from_now_on(root: pathlib.Path, number: int, passages: PassageStore) -> None:
   """Has a version of the index read, and then its passages by whoever reads them without an index."""
+  versions.settle(passages.root, passages.version)
   for path, version in ((root, number), (passages.root, passages.version)):
     if versions.current_number(path) != version:
       versions.make_current(path, version)
