@@ -19,7 +19,7 @@ from typing import Any
 
 import radit_jax
 from radit_jax import config as configs
-from radit_jax import display, hosts
+from radit_jax import display, hosts, preemption
 from radit_jax.errors import Preempted, TrainingError, UserError
 from radit_jax.process import keep_heap, keep_programs
 
@@ -52,6 +52,8 @@ VERBS: dict[str, tuple[str, str, type]] = {
 MIX = ("radit_jax.verbs.prepare_mix", "prepare_mix", configs.PrepareMixConfig)
 #: Verbs that compute over all devices of all processes; the others work on files, in one.
 TOGETHER = ("run", "prepare", "index", "retrieve", "score", "train-generator", "train-retriever", "evaluate", "ask")
+#: Verbs of which the same command continues what a signal has stopped.
+CONTINUED = {*TOGETHER, "quickstart"} - {"ask"}
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.
 LEADING = {
   **{
@@ -119,12 +121,14 @@ def _run(args: list[str]) -> None:
     hosts.connect(_say)
   elif hosts.configured():
     raise UserError(f"radit {verb} runs in one process; start it once, with {hosts.COUNT}=1 or without {hosts.ADDRESS}")
-  call = getattr(importlib.import_module(module), function)
-  if not hosts.is_first():
-    call(config, **options)
-    return
-  with display.Display() as progress:
-    result = call(config, progress=progress, **options)
+  # After the processes have met: JAX takes SIGTERM for itself there.
+  with preemption.heeded(_say) if verb in CONTINUED else contextlib.nullcontext():
+    call = getattr(importlib.import_module(module), function)
+    if not hosts.is_first():
+      call(config, **options)
+      return
+    with display.Display() as progress:
+      result = call(config, progress=progress, **options)
   print(result.summary() if hasattr(result, "summary") else result)
   if getattr(result, "failed", False):
     raise SystemExit(1)
@@ -137,7 +141,7 @@ def _one_line_errors() -> Iterator[None]:
     yield
   except Preempted as e:
     _say(f"radit: {e}")
-    raise SystemExit(75) from None
+    raise SystemExit(preemption.STATUS) from None
   except (UserError, TrainingError) as e:
     _say(f"radit: error: {e}")
     raise SystemExit(2 if isinstance(e, UserError) else 1) from None

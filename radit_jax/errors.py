@@ -13,5 +13,15 @@ class TrainingError(RuntimeError):
   """A run that cannot go on, e.g. after repeated non-finite steps; names the examples of the batch. Exit status 1."""
 
 
-class Preempted(RuntimeError):
-  """SIGTERM arrived, the state was saved, and the same command continues it. Exit status 75."""
+class Preempted(BaseException):
+  """A signal asked to stop; what can be saved is saved, and the same command continues it. Exit status 75.
+
+  It may come up anywhere, like KeyboardInterrupt, and must not be taken for an error by what handles errors.
+
+  Attributes:
+    agreed: all processes of the run raise it at this point.
+  """
+
+  def __init__(self, message: str, *, agreed: bool = False):
+    super().__init__(message)
+    self.agreed = agreed

@@ -5,6 +5,7 @@ Without :func:`connect` there is one process, and everything here returns at onc
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import glob
 import importlib.util
@@ -27,7 +28,11 @@ TIMEOUT = "RADIT_CONNECT_TIMEOUT_S"
 
 #: As long as the first process may take over something alone; one that has died is noticed by its missing heartbeat.
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
-_ENDED = "radit/ended"
+_ENDED, _ALIVE = "radit/ended", "radit/alive"
+#: Seconds without a sign of life after which a process counts as lost: JAX then ends the others.
+_SILENCE_S = 40
+#: Seconds between two signs of life that are only read to name the lost process.
+_BEAT_S = 2.0
 #: Seconds between two looks at whether another process has ended.
 _LOOK_EVERY_S = 0.5
 #: Seconds a process that ends waits for the others to hear of it.
@@ -45,8 +50,12 @@ class _Group:
   index: int
   count: int
   meetings: int = 0
+  #: Each process's last sign of life, and when this one saw it change.
+  seen: dict[int, tuple[str, float]] = dataclasses.field(default_factory=dict)
   leaving: threading.Lock = dataclasses.field(default_factory=threading.Lock)
   closed: threading.Event = dataclasses.field(default_factory=threading.Event)
+  #: C holds its address only.
+  on_abort: Any = None
 
 
 _group: _Group | None = None
@@ -111,7 +120,9 @@ def connect(say: Callable[[str], None]) -> None:
   timer.start()
   try:
     address, number, own = where or (None, None, None)
-    jax.distributed.initialize(address, number, own, initialization_timeout=seconds + 60)
+    jax.distributed.initialize(
+      address, number, own, initialization_timeout=seconds + 60, heartbeat_timeout_seconds=_SILENCE_S
+    )
   except Exception as e:
     if where is None and isinstance(e, ValueError):  # a TPU VM that belongs to no slice
       return
@@ -126,6 +137,7 @@ def connect(say: Callable[[str], None]) -> None:
     return
   global _group
   _group = _Group(say, state.client, state.process_id, state.num_processes)
+  _name_the_lost(_group)
   threading.Thread(target=_watch, args=[_group], daemon=True).start()
 
 
@@ -167,9 +179,17 @@ def _give_up(say: Callable[[str], None], message: str) -> None:
 
 def _watch(group: _Group) -> None:
   """Ends this process once another one has: it may be waiting in a computation that will never be finished."""
+  beats, beat_at = 0, 0.0
   while not group.closed.wait(_LOOK_EVERY_S):
     try:
       ended = group.client.key_value_dir_get(_ENDED)
+      if time.monotonic() - beat_at > _BEAT_S:
+        beats, beat_at = beats + 1, time.monotonic()
+        group.client.key_value_set(f"{_ALIVE}/{group.index:06d}", str(beats), allow_overwrite=True)
+        for name, beat in group.client.key_value_dir_get(_ALIVE):
+          index = int(name.rpartition("/")[2])
+          if group.seen.get(index, ("", 0.0))[0] != beat:
+            group.seen[index] = beat, time.monotonic()
     except Exception:  # the first process is gone, and JAX ends this one
       return
     if ended:
@@ -177,6 +197,41 @@ def _watch(group: _Group) -> None:
       if group.leaving.acquire(blocking=False):
         group.say(f"radit: {message}")
         _farewell(group, int(status))
+
+
+def _lost(group: _Group) -> str:
+  """Names the processes that give no sign of life; without their first one, nobody hears of any."""
+  now = time.monotonic()
+  last = {index: now - at for index, (_, at) in group.seen.items() if index != group.index}
+  lost = [index for index, age in last.items() if age > _FAREWELL_S / 2]
+  if group.index != 0 and (not lost or 0 in lost):
+    lost = [0]
+  return f"process{'es' * (len(lost) > 1)} {', '.join(map(str, sorted(lost)))}" if lost else "another process"
+
+
+def _name_the_lost(group: _Group) -> None:
+  """Has a line of ours be the last word where JAX aborts the process, as it does for the loss of another one.
+
+  JAX takes no function for it that works (a Status cannot be given to Python), and Python's own handlers do not run
+  while a process aborts; C's do, in the thread that aborts.
+  """
+  if not sys.platform.startswith("linux"):
+    return
+
+  def aborted(number: int) -> None:
+    group.say(_lost_line(group))
+    sys.stderr.flush()
+    os._exit(1)
+
+  group.on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+  ctypes.CDLL(None).signal(int(signal.SIGABRT), group.on_abort)
+
+
+def _lost_line(group: _Group) -> str:
+  return (
+    f"radit: error: {_lost(group)} of {group.count} is lost: it has ended without a word, does not answer, or cannot be "
+    "reached; the same command, started on all, continues from the last checkpoint"
+  )
 
 
 @contextlib.contextmanager
@@ -199,13 +254,11 @@ def together() -> Iterator[None]:
       status, cause = e.code if isinstance(e.code, int) else 1, e.__context__ or e
     else:
       traceback.print_exception(e)
-    if isinstance(cause, Preempted):  # they have agreed on it: each tells it itself
+    if isinstance(cause, Preempted) and cause.agreed:  # each tells it itself
       meet()
     if not group.leaving.acquire(blocking=False):
       time.sleep(2 * _FAREWELL_S)  # the watch is ending this process
-    told = " ".join(f"{status} process {group.index} ended: {type(cause).__name__}: {cause}".split())
-    with contextlib.suppress(Exception):  # another one was first
-      group.client.key_value_set(f"{_ENDED}/first", told)
+    tell_end(status, f"{type(cause).__name__}: {cause}")
     _farewell(group, status)
   else:
     disconnect()
@@ -213,14 +266,34 @@ def together() -> Iterator[None]:
 
 def _farewell(group: _Group, status: int) -> None:
   """Leaves when all have heard, the first process last: it is the one that the others hear it from."""
-  with contextlib.suppress(Exception):
+  try:
     group.client.wait_at_barrier("radit/farewell", _FAREWELL_S * 1000)
+  except Exception:  # its text is no interface: who has not come is known by the signs of life
+    group.say(_lost_line(group))
   if group.index == 0:
     time.sleep(_LOOK_EVERY_S)
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
   os._exit(status)  # at a normal exit JAX would wait for computations, and for the others to leave in order
+
+
+def tell_end(status: int, why: str) -> None:
+  """Lets the other processes know that this one ends, and so must they; nothing if another one was first."""
+  if _group is not None:
+    tell(f"{_ENDED}/first", " ".join(f"{status} process {_group.index} ended: {why}".split()))
+
+
+def tell(name: str, text: str) -> None:
+  """Says something to all processes under a name, once and for all."""
+  if _group is not None:
+    with contextlib.suppress(Exception):  # it was said before
+      _group.client.key_value_set(name, text)
+
+
+def said(name: str) -> list[str]:
+  """What has been told under the names below this one, in their order; nothing in one process."""
+  return [] if _group is None else [text for _, text in sorted(_group.client.key_value_dir_get(name))]
 
 
 def disconnect() -> None:

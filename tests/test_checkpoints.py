@@ -19,7 +19,7 @@ from test_loop import batch_of, losses, run
 
 from radit_jax import cli, files
 from radit_jax.config import MeshConfig
-from radit_jax.errors import UserError
+from radit_jax.errors import TrainingError, UserError
 from radit_jax.sharding import make_mesh
 from radit_jax.training import manifests
 from radit_jax.training.checkpoint import Checkpoints
@@ -224,7 +224,7 @@ def test_an_older_step_stays_until_the_newer_one_has_its_manifest(tmp_path, monk
 
   monkeypatch.setattr(manifests, "write", full)
   checkpoints.save(8, state_of(8), dev_loss=None)
-  with pytest.raises(OSError, match="No space left"):
+  with pytest.raises(TrainingError, match=r"/8: .*No space left.*; step 4 is the newest that is whole"):
     checkpoints.close()
   monkeypatch.setattr(manifests, "write", write)
   assert resumed(tmp_path)[0] == 4
@@ -350,7 +350,7 @@ def test_a_damaged_step_is_one_line_on_stderr(saved, tmp_path):
   )
   done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
   assert done.stdout == "4 8\n"
-  assert done.stderr.startswith(f"radit: warning: {root}/12/manifest.json: ")
+  assert done.stderr.startswith(f"radit: warning: {root}/12/manifest.json:")
   assert done.stderr.count("\n") == 1
 
 

@@ -32,7 +32,7 @@ def config_file(path, config):
 
 def figures(workdir, name):
   return [
-    [line[n] for n in ("step", "loss", "dev_loss", "gradient_norm") if n in line]
+    [line[n] for n in ("step", "loss", "dev_loss", "grad_norm") if n in line]
     for line in read_metrics(workdir / name / "metrics.jsonl")
   ]
 

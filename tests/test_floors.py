@@ -26,6 +26,7 @@ FLOORS = {
   "hosts": 0,
   "lazy": 0,
   "owner": 0,
+  "preemption": 0,
   "process": 0,
   "progress": 0,
   "runs": 0,
@@ -67,6 +68,7 @@ LIGHT = {
   "radit_jax.display",
   "radit_jax.errors",
   "radit_jax.hosts",
+  "radit_jax.preemption",
   "radit_jax.process",
 }
 

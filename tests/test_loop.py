@@ -174,6 +174,7 @@ def test_a_step_is_waited_for_once_the_next_one_has_started(tmp_path, monkeypatc
     events.append(("start", step + 1))
     return state, dataclasses.replace(figures, count=Figure(step + 1, figures.count))
 
+  recording.lower = train_step.lower
   monkeypatch.setattr("radit_jax.training.loop.train_step", recording)
   run(tmp_path, steps=6, evaluate_every=3, log_every=1)
   expected = []

@@ -267,7 +267,7 @@ class LoopConfig:
     evaluate_every: steps between dev losses and checkpoints; the best one is exported.
     patience: stop after this many dev losses without a new best; None never stops early.
     keep: checkpoints kept beside the best one.
-    max_nonfinite_steps: a non-finite step changes nothing; the run stops after this many of them.
+    max_nonfinite_steps: a non-finite step changes nothing; the run stops after this many of them in a row.
   """
 
   steps: int | None = None

@@ -125,8 +125,14 @@ def build_shard(
         process.stdin.flush()
       except BrokenPipeError:  # it has died already, and its status says how
         pass
-      result = process.stdout.readline()
-      status = process.wait()
+      try:
+        result = process.stdout.readline()
+        status = process.wait()
+      except (
+        BaseException
+      ):  # a signal that asks to stop: a build holds its interpreter, and would not see the input end
+        process.kill()
+        raise
       said.seek(0)
       lines = [line for line in said.read().splitlines() if line.strip()]
     if status or not result:

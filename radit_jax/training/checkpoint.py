@@ -1,16 +1,17 @@
 """Orbax checkpoints of a train state: the newest intact one to continue from, the best to export."""
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from radit_jax import files, hosts
-from radit_jax.errors import UserError
+from radit_jax.errors import TrainingError, UserError
 from radit_jax.training import manifests
 from radit_jax.training.checksums import by_name, checksums
 
@@ -70,37 +71,75 @@ class Checkpoints:
     step = self.best()
     return None if step is None else self._dev_losses[step]
 
+  def dev_loss(self, step: int) -> float | None:
+    """Dev loss of a checkpoint."""
+    return self._dev_losses.get(step)
+
   def save(self, step: int, state: Any, *, dev_loss: float | None) -> None:
-    """Starts an asynchronous save; a checkpoint without a dev loss only serves to continue."""
+    """Starts an asynchronous save; a checkpoint without a dev loss only serves to continue.
+
+    Raises:
+      TrainingError: this one or the one before cannot be written.
+    """
     import orbax.checkpoint as ocp
 
     self.wait()
     named = _named(state)
     sums = checksums(named)  # of what is on the devices now: the next step may take its memory
-    self._manager.save(step, args=ocp.args.StandardSave(named), custom_metadata={manifests.MARKER: True}, force=True)
+    with self._told(step):
+      self._manager.save(step, args=ocp.args.StandardSave(named), custom_metadata={manifests.MARKER: True}, force=True)
     self._dev_losses[step] = None if dev_loss is None else float(dev_loss)
+    seal = functools.partial(self._seal, step, sorted(named), sums, self._dev_losses[step], self._superseded())
+    self._sealing = self._background.submit(seal)
+
+  def _superseded(self) -> list[int]:
+    """Steps that need not be kept any more, which are forgotten here."""
     kept = {*sorted(self._dev_losses)[-self._keep :], self.best()}
     old = [s for s in self._dev_losses if s not in kept]
     for s in old:
       del self._dev_losses[s]
-    seal = functools.partial(self._seal, step, sorted(named), sums, self._dev_losses[step], old)
-    self._sealing = self._background.submit(seal)
+    return old
+
+  @contextlib.contextmanager
+  def _told(self, step: int) -> Iterator[None]:
+    """A file system that takes no more is told in one line, with what is safe."""
+    try:
+      yield
+    except (OSError, ValueError) as e:  # tensorstore's are ValueErrors
+      whole = max((s for s in self._leaves if s != step), default=None)
+      rest = "no earlier one is there" if whole is None else f"step {whole} is the newest that is whole"
+      raise TrainingError(
+        f"{self._root}/{step}: the checkpoint cannot be written ({' '.join(str(e).split())[:300]}); {rest}, and the "
+        "same command continues once there is room and the directory can be written to"
+      ) from e
+
+  def rate(self, step: int, dev_loss: float) -> None:
+    """Gives a checkpoint the dev loss that it was saved without."""
+    self.wait()
+    self._dev_losses[step] = float(dev_loss)
+    old = self._superseded()
+    if hosts.is_first():
+      with self._told(step):
+        manifests.rate(self._root / str(step), step, {"dev_loss": float(dev_loss)})
+        for other in old:
+          manifests.remove(self._root / str(other))
 
   def _seal(self, step: int, names: list[str], sums: jax.Array, dev_loss: float | None, old: list[int]) -> None:
     """Writes the manifest once the step is final; then the older steps can go."""
-    self._manager.wait_until_finished()
-    self._leaves[step] = by_name(dict.fromkeys(names), sums)
-    if not hosts.is_first():
-      return
-    manifests.write(
-      self._root / str(step),
-      step,
-      leaves=self._leaves[step],
-      metrics={} if dev_loss is None else {"dev_loss": dev_loss},
-      data={**self._data, "step": step},
-    )
-    for other in old:
-      manifests.remove(self._root / str(other))
+    with self._told(step):
+      self._manager.wait_until_finished()
+      leaves = by_name(dict.fromkeys(names), sums)
+      if hosts.is_first():
+        manifests.write(
+          self._root / str(step),
+          step,
+          leaves=leaves,
+          metrics={} if dev_loss is None else {"dev_loss": dev_loss},
+          data={**self._data, "step": step},
+        )
+        for other in old:
+          manifests.remove(self._root / str(other))
+    self._leaves[step] = leaves
 
   def resume(self, like: Any) -> tuple[int, Any]:
     """Number and state of the newest intact step, with the shapes and shardings of ``like``; 0 and ``like`` before the
@@ -158,10 +197,13 @@ class Checkpoints:
     return jax.tree.unflatten(treedef, [named[jax.tree_util.keystr(path)] for path, _ in paths])
 
   def wait(self) -> None:
-    """Returns when every save has been committed and has its manifest."""
-    sealing, self._sealing = self._sealing, None
-    if sealing is not None:
-      sealing.result()
+    """Returns when every save has been committed and has its manifest.
+
+    Raises:
+      TrainingError: it cannot be written.
+    """
+    if self._sealing is not None:
+      self._sealing.result()  # kept: another thread may wait for it too
 
   def close(self) -> None:
     """Waits, and frees the manager's threads."""

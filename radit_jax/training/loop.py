@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
+import logging
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,10 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from radit_jax import files, hosts, sharding
+from radit_jax import files, hosts, preemption, sharding
 from radit_jax.config import LoopConfig, OptimizerConfig
 from radit_jax.errors import Preempted, TrainingError, UserError
 from radit_jax.progress import Progress, silent
@@ -33,6 +34,8 @@ from radit_jax.training.step import (
   make_optimizer,
   train_step,
 )
+
+log = logging.getLogger("radit_jax")
 
 #: Example ids and the batch of arrays made of them.
 Batch = tuple[tuple[str, ...], Any]
@@ -57,31 +60,18 @@ class TrainResult:
   nonfinite_steps: int
 
 
-@contextlib.contextmanager
-def _stop_asked() -> Iterator[Callable[[int], bool]]:
-  """Whether to stop after a step, as SIGTERM asks. JAX sees it only under jax.distributed, so one process needs this.
-
-  Several processes must all ask after every step: one that got SIGTERM sees to it that all stop after the same one.
-  """
-  if hosts.count() > 1:
-    yield multihost_utils.reached_preemption_sync_point
-    return
-  flag = threading.Event()
-  if threading.current_thread() is not threading.main_thread():  # only the main thread may install a handler
-    yield lambda step: flag.is_set()
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: flag.set())
-  try:
-    yield lambda step: flag.is_set()
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
-def mean_loss(model: Any, batches: Iterable[Batch], objective: Objective, mesh: Mesh) -> float:
-  """Objective over all batches: one sum over one count."""
-  sums = [evaluate_step(model, sharding.place_rows(batch, mesh), objective=objective) for _, batch in batches]
-  total = sum(float(s) for s, _ in sums)
-  count = sum(float(c) for _, c in sums)
+def mean_loss(
+  model: Any, batches: Iterable[Batch], objective: Objective, mesh: Mesh, stop_point: Callable[[], None] = lambda: None
+) -> float:
+  """Objective over all batches: one sum over one count; ``stop_point`` is called after each one."""
+  sums = []
+  for _, batch in batches:
+    sums.append(evaluate_step(model, sharding.place_rows(batch, mesh), objective=objective))
+    stop_point()
+  total = count = 0.0
+  for part, number in sums:
+    total, count = total + float(part), count + float(number)
+    stop_point()
   if not count:
     raise UserError("the dev set has nothing to score: no example with an answer and a real passage")
   return total / count
@@ -121,9 +111,10 @@ def train(
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    TrainingError: ``loop.max_nonfinite_steps`` non-finite steps, with the ids of the last one's examples.
+    TrainingError: ``loop.max_nonfinite_steps`` non-finite steps in a row, with the ids of the last one's examples; a
+      checkpoint that cannot be written.
     UserError: a batch without anything to train on; a checkpoint of another model.
-    Preempted: SIGTERM came; the state is saved.
+    Preempted: a signal asked to stop; the state is saved.
   """
   root = files.location(workdir)
   make = make_optimizer(optimizer, total_steps)
@@ -134,19 +125,51 @@ def train(
   checkpoints = Checkpoints(root / "checkpoints", keep=loop.keep, data=data)
   try:
     start, state = checkpoints.resume(state)
-    writer = MetricsWriter(root / "metrics.jsonl", resume_step=start)
-    with contextlib.closing(writer), jax.set_mesh(mesh), _stop_asked() as stop_asked:
+    step = saved = start
+    # A run that was stopped while it evaluated has saved that step without its dev loss.
+    unrated = dev_batches is not None and start > 0 and _is_rated(start, total_steps, loop)
+    unrated = unrated and checkpoints.dev_loss(start) is None
+    writer = MetricsWriter(root / "metrics.jsonl", resume_step=start, rated=not unrated)
+    # Held while the state is replaced, and while it is saved: what is to end this thread saves the state too.
+    held = threading.RLock()
+
+    def save(value: float | None) -> None:
+      nonlocal saved
+      with held:
+        if saved != step:
+          checkpoints.save(step, state, dev_loss=value)
+          saved = step
+
+    def stopped_by(name: str) -> str:
+      return f"stopped by {name} after step {step} of {total_steps}; the same command continues"
+
+    def last_resort(name: str) -> str:
+      if hosts.count() > 1:  # which would all have to come here to save
+        return (
+          f"stopped by {name} between step {step} and the next; the same command continues from the last checkpoint"
+        )
+      with held:
+        save(None)
+        checkpoints.wait()
+        return stopped_by(name)
+
+    with contextlib.closing(writer), jax.set_mesh(mesh), preemption.deferred(last_resort) as stop_asked:
+
+      def stop_point() -> None:
+        name = stop_asked()
+        if name is not None:
+          settle()
+          save(None)
+          checkpoints.wait()
+          raise Preempted(stopped_by(name), agreed=True)
 
       def dev_loss() -> float | None:
-        return None if dev_batches is None else mean_loss(combine(state.model, frozen), dev_batches(), objective, mesh)
+        if dev_batches is None:
+          return None
+        return mean_loss(combine(state.model, frozen), dev_batches(), objective, mesh, stop_point)
 
-      if start == 0 and dev_batches is not None:
-        writer.write(0, dev_loss=dev_loss())
-      step = saved = start
       since, clock = 0, time.monotonic()
       pending: _Started | None = None
-      best = checkpoints.best_loss()
-      since_best = _steps_without_improvement(checkpoints, start, loop)
 
       def settle() -> None:
         """Waits for the step that was started last, and logs it."""
@@ -163,51 +186,67 @@ def train(
           writer.write(
             done.step,
             loss=loss,
-            gradient_norm=float(figures.gradient_norm),
-            learning_rate=float(rates[done.step - 1]),
+            grad_norm=float(figures.gradient_norm),
+            lr=float(rates[done.step - 1]),
+            tokens=int(figures.tokens),
+            batch_ids_hash=_ids_hash(done.ids),
             steps_per_s=round(rate, 3),
             nonfinite_steps=int(figures.nonfinite_steps),
           )
           progress(stage, done.step, total_steps, "steps", loss=loss)
           since, clock = 0, time.monotonic()
 
+      if start == 0 and dev_batches is not None:
+        writer.write(0, dev_loss=dev_loss())
+      if unrated:
+        value = dev_loss()
+        assert value is not None
+        writer.write(start, dev_loss=value)
+        if math.isfinite(value):
+          checkpoints.rate(start, value)
+      best = checkpoints.best_loss()
+      since_best = _steps_without_improvement(checkpoints, start, loop)
       finished = start >= total_steps or (loop.patience is not None and since_best >= loop.patience)
       source = iter(()) if finished else batches(start)
+      known: set[Any] = set()
+      options = {"objective": objective, "update": make.update, "accumulate": loop.accumulate}
       for ids, batch in source:
         if loop.accumulate > 1 and hosts.count() == 1:  # one process's share says nothing about whole microbatches
           check_microbatches(batch, loop.accumulate)
         rows = sharding.place_rows(batch, mesh)
-        state, figures = train_step(
-          state, frozen, rows, objective=objective, update=make.update, accumulate=loop.accumulate, step=step
-        )
-        step += 1
+        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
+        if shapes not in known:
+          # For minutes, maybe, in which the state can be saved; the call below finds it done.
+          train_step.lower(state, frozen, rows, step=step, **options).compile()
+        before = state
+        with held:
+          state, figures = train_step(state, frozen, rows, step=step, **options)
+          step += 1
+        if shapes not in known:
+          check_same_kind(before, state)
+          known.add(shapes)
         # The last step is waited for once this one has started: the device has work while the host prepares the next
         # batch, and never more than two steps of it.
         settle()
         pending = _Started(step, ids, figures)
         last = step >= total_steps
-        if step % loop.evaluate_every == 0 or last:
+        if _is_rated(step, total_steps, loop):
           settle()
           paused = time.monotonic()
           value = dev_loss()
-          if value is not None:
-            writer.write(step, dev_loss=value)
-            if not math.isfinite(value):
-              value = None  # such a checkpoint may be continued, but it is never the best one
-            elif best is None or value < best:
-              best, since_best = value, -1
-            since_best += 1
-          checkpoints.save(step, state, dev_loss=value)
-          saved = step
+          with held:  # the line and the checkpoint that it is about
+            if value is not None:
+              writer.write(step, dev_loss=value)
+              if not math.isfinite(value):
+                value = None  # such a checkpoint may be continued, but it is never the best one
+              elif best is None or value < best:
+                best, since_best = value, -1
+              since_best += 1
+            save(value)
           clock += time.monotonic() - paused
         if last or (loop.patience is not None and since_best >= loop.patience):
           break
-        if stop_asked(step):
-          settle()
-          if saved != step:
-            checkpoints.save(step, state, dev_loss=None)
-          checkpoints.wait()
-          raise Preempted(f"stopped by SIGTERM after step {step} of {total_steps}; the same command continues")
+        stop_point()
       settle()  # batches that end early leave a step
       checkpoints.wait()
       progress(stage, total_steps, total_steps, "steps")
@@ -242,11 +281,45 @@ def _check(done: _Started, loop: LoopConfig) -> None:
   named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
   if float(figures.count) == 0:
     raise UserError(f"step {step}: nothing to train on (no answer token, or no real passage) in examples {named}")
-  if not bool(figures.finite) and int(figures.nonfinite_steps) >= loop.max_nonfinite_steps:
+  if bool(figures.finite):
+    return
+  problem = f"step {step}: loss {float(figures.loss_sum)} or gradient norm {float(figures.gradient_norm)} is not finite"
+  if int(figures.nonfinite_in_a_row) >= loop.max_nonfinite_steps:
     raise TrainingError(
-      f"step {step}: loss {float(figures.loss_sum)} or gradient norm {float(figures.gradient_norm)} is not finite, "
-      f"{int(figures.nonfinite_steps)} steps left out so far (limit {loop.max_nonfinite_steps}); examples {named}"
+      f"{problem}, the step of {int(figures.nonfinite_in_a_row)} in a row that are left out (limit "
+      f"{loop.max_nonfinite_steps}); examples {named}"
     )
+  log.warning("%s: it changes nothing; examples %s", problem, named)
+
+
+def _is_rated(step: int, total_steps: int, loop: LoopConfig) -> bool:
+  """Whether a dev loss belongs to a step, and a checkpoint."""
+  return step % loop.evaluate_every == 0 or step >= total_steps
+
+
+def _ids_hash(ids: tuple[str, ...]) -> str:
+  """Names the examples of a batch, those of all processes, whichever of them has which."""
+  if hosts.count() > 1:
+    ids = tuple(i for part in hosts.exchange(json.dumps(ids)) for i in json.loads(part))
+  return hashlib.sha256("\n".join(sorted(set(ids))).encode()).hexdigest()[:16]
+
+
+def check_same_kind(before: Any, after: Any) -> None:
+  """Asserts that a step has kept type and sharding of each array of its state: another kind would be another program.
+
+  Raises:
+    RuntimeError: naming the array and both.
+  """
+
+  def kind(x: Any) -> tuple[Any, ...]:
+    return x.shape, x.dtype, x.weak_type
+
+  for (path, old), new in zip(jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=True):
+    if kind(old) != kind(new) or not old.sharding.is_equivalent_to(new.sharding, old.ndim):
+      raise RuntimeError(
+        f"{jax.tree_util.keystr(path)} was {old.dtype} {old.shape} on {old.sharding} before a step, and is {new.dtype} "
+        f"{new.shape} on {new.sharding} after it"
+      )
 
 
 def _steps_without_improvement(checkpoints: Checkpoints, start: int, loop: LoopConfig) -> int:

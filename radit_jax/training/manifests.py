@@ -63,6 +63,13 @@ def write(path: pathlib.Path, step: int, *, leaves: dict[str, str], metrics: dic
   files.write_json(path / files.MANIFEST, {**manifest, "sha256": _digest(manifest)}, durable=True)
 
 
+def rate(path: pathlib.Path, step: int, metrics: dict[str, float]) -> None:
+  """Gives the manifest of an intact step other metrics."""
+  manifest = {**read(path, step, verify="sizes"), "metrics": metrics}
+  del manifest["sha256"]
+  files.write_json(path / files.MANIFEST, {**manifest, "sha256": _digest(manifest)}, durable=True)
+
+
 def _digest(manifest: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 

@@ -21,11 +21,13 @@ class MetricsWriter:
   Args:
     path: the file.
     resume_step: lines of later steps are removed.
+    rated: False removes that step's dev loss too, which is about to be measured again.
   """
 
-  def __init__(self, path: str | os.PathLike[str], *, resume_step: int = 0):
+  def __init__(self, path: str | os.PathLike[str], *, resume_step: int = 0, rated: bool = True):
     self._path = files.location(path)
     kept = [line for line in read_metrics(self._path) if line["step"] <= resume_step] if resume_step else []
+    kept = [line for line in kept if rated or line["step"] < resume_step or "dev_loss" not in line]
     self._text = "".join(json.dumps(line) + "\n" for line in kept)  # of a file in a bucket
     with hosts.one_writes() as mine:
       if mine:
@@ -42,8 +44,12 @@ class MetricsWriter:
       if "dev_loss" in figures or time.monotonic() - self._copied > _COPY_EVERY_S:
         self._copy()
       return
-    with open(self._path, "a", encoding="utf-8") as f:
-      f.write(line)
+    try:
+      with open(self._path, "a", encoding="utf-8") as f:
+        f.write(line)
+    except OSError as e:
+      e.filename = str(self._path)  # a full disk shows when the line is flushed, which names no file
+      raise
 
   def close(self) -> None:
     """Leaves every line in the file."""

@@ -50,11 +50,13 @@ class TrainState:
     model: the trained part of the model, see :func:`partition`.
     optimizer_state: its moments.
     nonfinite_steps: int32, the steps that changed nothing else.
+    nonfinite_in_a_row: int32, those since the last one that did: a run that is cut stops where it would have.
   """
 
   model: Any
   optimizer_state: Any
   nonfinite_steps: Any
+  nonfinite_in_a_row: Any
 
 
 @jax.tree_util.register_dataclass
@@ -68,6 +70,8 @@ class StepFigures:
     gradient_norm: float32, global norm before clipping.
     finite: bool; False means that the step was left out.
     nonfinite_steps: int32, such steps so far.
+    nonfinite_in_a_row: int32, such steps since the last other one.
+    tokens: int32, tokens of the global batch that are no padding; of a retriever's, those of its questions.
   """
 
   loss_sum: Any
@@ -75,6 +79,8 @@ class StepFigures:
   gradient_norm: Any
   finite: Any
   nonfinite_steps: Any
+  nonfinite_in_a_row: Any
+  tokens: Any
 
 
 def ralt_objective(generator: Generator, batch: ParallelContextBatch) -> tuple[Array, Array]:
@@ -213,7 +219,8 @@ def new_state(trained: Any, optimizer: optax.GradientTransformation) -> TrainSta
   # A weak type would end with the first step.
   trained = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), trained)
   moments = optimizer.init(jax.tree.map(lambda x: x.astype(jnp.float32), trained))
-  return TrainState(trained, moments, jnp.zeros((), jnp.int32))
+  none = jnp.zeros((), jnp.int32)
+  return TrainState(trained, moments, none, jnp.zeros_like(none))
 
 
 def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[TrainState, Any]:
@@ -324,10 +331,20 @@ def train_step(
   model = apply_updates(state.model, updates, step)
   keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
   bad = state.nonfinite_steps + (~finite).astype(jnp.int32)
-  new = TrainState(keep(model, state.model), keep(optimizer_state, state.optimizer_state), bad)
+  in_a_row = jnp.where(finite, 0, state.nonfinite_in_a_row + 1)
+  new = TrainState(keep(model, state.model), keep(optimizer_state, state.optimizer_state), bad, in_a_row)
   if not mesh.empty:  # left to the compiler, norms would come back sharded: another program for the second step
     new = jax.lax.with_sharding_constraint(new, sharding.parameter_shardings(new, mesh))
-  return new, StepFigures(total, count, norm, finite, bad)
+  return new, StepFigures(total, count, norm, finite, bad, in_a_row, _real_tokens(batch))
+
+
+def _real_tokens(batch: Any) -> Array:
+  """Tokens that are no padding; of a batch that is none of ours 0."""
+  if isinstance(batch, ParallelContextBatch):
+    return jnp.sum(batch.segment_ids > 0, dtype=jnp.int32)
+  if isinstance(batch, LSRBatch | PairBatch):
+    return jnp.sum(batch.query_mask, dtype=jnp.int32)
+  return jnp.zeros((), jnp.int32)
 
 
 def _accumulated(trained: Any, frozen: Any, batch: Any, objective: Objective, count: int) -> tuple[Array, Array, Any]:
