@@ -229,8 +229,8 @@ def _name_the_lost(group: _Group) -> None:
 
 def _lost_line(group: _Group) -> str:
   return (
-    f"radit: error: {_lost(group)} of {group.count} is lost: it has ended without a word, does not answer, or cannot be "
-    "reached; the same command, started on all, continues from the last checkpoint"
+    f"radit: error: lost {_lost(group)} of {group.count}: ended without a word, or cannot be reached; the same "
+    "command, started on all, continues from the last checkpoint"
   )
 
 
@@ -276,6 +276,16 @@ def _farewell(group: _Group, status: int) -> None:
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
   os._exit(status)  # at a normal exit JAX would wait for computations, and for the others to leave in order
+
+
+def leave(status: int, why: str) -> None:
+  """Ends this process from another thread than the main one, and all the others with it."""
+  group = _group
+  if group is not None:
+    if not group.leaving.acquire(blocking=False):
+      time.sleep(2 * _FAREWELL_S)  # it is being ended already
+    tell_end(status, why)
+    _farewell(group, status)
 
 
 def tell_end(status: int, why: str) -> None:

@@ -138,7 +138,7 @@ def _watch(heed: _Heed, read: int) -> None:
         if heed.closed.is_set():
           return
         heed.say(f"radit: {message}")
-        hosts.tell_end(STATUS, message)
+        hosts.leave(STATUS, message)
         _end(STATUS)
 
 

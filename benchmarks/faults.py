@@ -1,0 +1,639 @@
+"""What a run survives, measured: each row of the table in docs/reliability.md is one of the functions here.
+
+Run: python benchmarks/faults.py --row cuts --page docs/reliability.md
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from fault_runs import (
+  KINDS,
+  Kind,
+  World,
+  devices,
+  intact,
+  last_word,
+  make_world,
+  metrics,
+  outcome,
+  reached,
+  start,
+  timed_end,
+  tune,
+  verb_of,
+)
+from page import table, write_section
+from processes import free_port
+
+from radit_jax.config import LoopConfig, MeshConfig, OptimizerConfig
+from radit_jax.errors import Preempted, TrainingError, UserError
+from radit_jax.process import keep_heap
+from radit_jax.sharding import make_mesh
+from radit_jax.training import manifests
+from radit_jax.training.checkpoint import Checkpoints
+from radit_jax.training.loop import train
+from radit_jax.training.step import init_state, make_optimizer, train_step
+
+Row = Literal["cuts", "kills", "signals", "files", "disk", "nan", "lost", "mesh", "memory"]
+PHASES = ("compile", "step", "evaluation", "scoring", "encoding", "index build", "saving")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Which fault, and how often.
+
+  Attributes:
+    row: of the table.
+    kills_ralt: SIGKILLs in generator tuning.
+    kills_lsr: in retriever tuning.
+    seed: of the moments of the kills.
+    work: a directory for the runs; None takes a temporary one.
+    page: Markdown file whose section of that name gets the figures; None prints them only.
+  """
+
+  row: Row
+  kills_ralt: int = 100
+  kills_lsr: int = 50
+  seed: int = 0
+  work: str | None = None
+  page: str | None = None
+
+
+class Cut(BaseException):
+  """Ends a run where it stands, as a kill would."""
+
+
+def cut_points(
+  world: World, root: pathlib.Path, kind: Kind, cuts: range, *, signalled: bool, steps: int = 30
+) -> dict[str, int]:
+  """Runs that are cut after each of these steps, with and without a signal, and continued: which end differently.
+
+  Returns:
+    runs cut, and runs that differ in parameters, optimizer state, exported bytes or lines from the uninterrupted one.
+  """
+  whole = root / f"{kind}-whole"
+  tune(world.config(kind, whole, steps=steps))
+  expected, differing = outcome(whole), 0
+  for cut in cuts:
+    workdir = root / f"{kind}-{cut}"
+
+    def stop(stage: str, done: int, total: int, unit: str, /, cut: int = cut, **figures: float) -> None:
+      if unit == "steps" and done == cut < total:
+        if not signalled:
+          raise Cut
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with contextlib.suppress(Cut, Preempted):
+      tune(world.config(kind, workdir, steps=steps), stop)
+    assert not (workdir / "result.json").exists(), f"was not cut at {cut}"
+    tune(world.config(kind, workdir, steps=steps))
+    differing += outcome(workdir) != expected
+    shutil.rmtree(workdir)
+  return {"cuts": len(cuts), "differing": differing}
+
+
+def cuts(config: Config, root: pathlib.Path) -> str:
+  world, rows = make_world(root / "world"), []
+  for kind in KINDS:
+    for signalled in (True, False):
+      found = cut_points(world, root, kind, range(1, 30), signalled=signalled)
+      how = "SIGTERM after each step" if signalled else "ended after each step without a save"
+      rows.append([kind, how, str(found["cuts"]), str(found["differing"])])
+  return table(["run of 30 steps, saved every 5", "cut", "runs", "that differ in any bit"], rows)
+
+
+def kill(
+  world: World, root: pathlib.Path, kind: Kind, kills: int, moments: random.Random, *, steps: int = 600, every: int = 20
+) -> dict[str, float]:
+  """SIGKILL at random moments of one run after the other, each continued to its end."""
+  options = {"steps": steps, "evaluate_every": every}
+  began = time.monotonic()
+  assert start(world.config(kind, root / f"{kind}-whole", **options), root / f"{kind}.py").wait() == 0
+  length = time.monotonic() - began
+  expected = outcome(root / f"{kind}-whole")
+  workdir, done, through, differing, unrecoverable, saving = root / f"{kind}-killed", 0, 0, 0, 0, 0
+  lost: list[int] = []
+  before = 0
+  while done < kills or workdir.exists():
+    process = start(world.config(kind, workdir, **options), root / f"{kind}.py")
+    if done < kills:
+      # Once the newest line is older than this process: it has begun to train, and is found anywhere in it.
+      until = time.monotonic() + 5 * length
+      while reached(workdir) <= before and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+      time.sleep(moments.uniform(0, 0.25 * length))
+      process.kill()
+    status = process.wait()
+    if status == 0:
+      through += 1
+      differing += outcome(workdir) != expected
+      shutil.rmtree(workdir)
+      before = 0
+      continue
+    if status != -signal.SIGKILL:
+      unrecoverable += 1
+      print(f"{kind}: status {status}: {last_word(root / f'{kind}.py')}", flush=True)
+      shutil.rmtree(workdir)
+      before = 0
+      continue
+    done += 1
+    before = reached(workdir)
+    at = intact(workdir)
+    lost.append(before - at)
+    saving += any(
+      not p.name.isdecimal() or not (p / "manifest.json").exists() for p in (workdir / "checkpoints").iterdir()
+    )
+    print(f"{kind}: kill {done}: at step {before}, continues from {at}", flush=True)
+  return {
+    "kills": done,
+    "saving": saving,
+    "finished": through,
+    "unrecoverable": unrecoverable,
+    "differing": differing,
+    "lost": max(lost),
+    "beyond": sum(steps_lost > every for steps_lost in lost),
+    "every": every,
+  }
+
+
+def kills(config: Config, root: pathlib.Path) -> str:
+  moments, world = random.Random(config.seed), make_world(root / "world")
+  found = {
+    "RALT": kill(world, root, "ralt", config.kills_ralt, moments),
+    "LSR": kill(world, root, "lsr", config.kills_lsr, moments),
+  }
+  names = {
+    "kills": "kill -9 at a random moment of training",
+    "saving": "of which while a step was being written",
+    "finished": "times that it got to its end in between, and at the end",
+    "unrecoverable": "starts that could not continue",
+    "differing": "ends that differ in any bit from the uninterrupted run's",
+    "lost": "steps lost at most",
+    "every": "steps between saves",
+    "beyond": "kills that cost more than that, as the newest step was still being written",
+  }
+  return table(["", *found], [[text, *(f"{of[name]:g}" for of in found.values())] for name, text in names.items()])
+
+
+def stop_in(
+  world: World, root: pathlib.Path, phase: str, *signals: signal.Signals, kind: Kind = "ralt"
+) -> dict[str, Any]:
+  """Signals a process in a phase, and starts the same command again."""
+  root.mkdir(parents=True, exist_ok=True)
+  out, file = root / "out", root / "call.py"
+  if phase == "scoring":
+    wanted: Any = world.score_config("train", out)
+  elif phase in ("encoding", "index build"):
+    wanted = world.index_config(out, "scann")
+  else:
+    wanted = world.config(kind, out, steps=12, evaluate_every=6)
+  if phase == "compile":  # of a run that continues
+    process = start(wanted, file)
+    while reached(out) < 2 and process.poll() is None:
+      time.sleep(0.02)
+    process.kill()
+    process.wait()
+  process = start(wanted, file, hold=phase)
+  assert process.stdout is not None
+  line = process.stdout.readline()
+  assert line == f"phase {phase}\n", (line, last_word(file))
+  status, seconds = timed_end(process, *signals)
+  said = last_word(file)
+  result = {"status": status, "seconds": seconds, "said": said}
+  if verb_of(wanted).startswith("train"):
+    result |= {"reached": reached(out), "saved": intact(out)}
+  result["again"] = start(wanted, file).wait()
+  if verb_of(wanted).startswith("train"):
+    tune(world.config(kind, root / "whole", steps=12, evaluate_every=6))
+    result["same"] = outcome(out) == outcome(root / "whole")
+  return result
+
+
+def signals(config: Config, root: pathlib.Path) -> str:
+  world, rows = make_world(root / "world"), []
+  for phase in PHASES:
+    for name in (signal.SIGTERM, signal.SIGINT):
+      found = stop_in(world, root / phase.replace(" ", "_") / name.name, phase, name)
+      kept = f"{found['saved']} of {found['reached']}" if "saved" in found else "–"
+      ended = "0, the same bits" if found.get("same") else str(found["again"])
+      rows.append([phase, name.name, str(found["status"]), f"{found['seconds']:.1f}", kept, ended])
+      print(rows[-1], found["said"], flush=True)
+  twice = stop_in(world, root / "twice", "compile", signal.SIGTERM, signal.SIGTERM)
+  rows.append(["compile", "SIGTERM twice", str(twice["status"]), f"{twice['seconds']:.1f}", "–", str(twice["again"])])
+  return table(["phase", "signal", "status", "seconds", "step saved, of steps begun", "the same command again"], rows)
+
+
+def flip_a_bit(file: pathlib.Path, other: pathlib.Path) -> None:
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 1
+  file.write_bytes(data)
+
+
+def truncate(file: pathlib.Path, other: pathlib.Path) -> None:
+  os.truncate(file, file.stat().st_size // 2)
+
+
+def delete(file: pathlib.Path, other: pathlib.Path) -> None:
+  file.unlink()
+
+
+def swap(file: pathlib.Path, other: pathlib.Path) -> None:
+  mine = file.read_bytes()
+  file.write_bytes(other.read_bytes())
+  other.write_bytes(mine)
+
+
+DAMAGES: tuple[Callable[[pathlib.Path, pathlib.Path], None], ...] = (flip_a_bit, truncate, delete, swap)
+
+
+def damaged_files(world: World, root: pathlib.Path, kind: Kind) -> list[list[str]]:
+  """Each file of the newest step of a real run, damaged in each way: whether that is named, and what is continued."""
+  saved = root / f"{kind}-saved"
+  tune(world.config(kind, saved, steps=15, keep=3))
+  newest, older = saved / "checkpoints/15", saved / "checkpoints/10"
+  names = sorted(p.relative_to(newest) for p in newest.rglob("*") if p.is_file())
+  others = sorted(p.relative_to(older) for p in older.rglob("*") if p.is_file())
+  rows = []
+  for damage in DAMAGES:
+    detected = equal = missed = 0
+    for i, name in enumerate(names):
+      place = root / "damaged"
+      shutil.copytree(saved / "checkpoints", place)
+      other = older / (name if name in others else others[i % len(others)])
+      same = damage is swap and (newest / name).read_bytes() == other.read_bytes()
+      damage(place / "15" / name, place / "10" / other.relative_to(older))
+      found = manifests.take_up(place)
+      checkpoints = Checkpoints(place, keep=3)
+      checkpoints.close()
+      detected += found[-1].number < 15
+      equal += same and found[-1].number == 15
+      missed += not same and found[-1].number == 15
+      assert found[-1].number == (15 if same else 5 if damage is swap else 10) or found[-1].number == 15
+      shutil.rmtree(place)
+    rows.append([kind, damage.__name__.replace("_", " "), str(len(names)), str(detected), str(equal), str(missed)])
+  return rows
+
+
+def files(config: Config, root: pathlib.Path) -> str:
+  world = make_world(root / "world")
+  rows = [row for kind in KINDS for row in damaged_files(world, root, kind)]
+  header = ["run", "damage", "files", "named, the newest intact step continues", "were equal", "missed"]
+  return table(header, rows)
+
+
+def fails_in_mid_run(
+  world: World, workdir: pathlib.Path, fault: Callable[[], None], *, at: int = 7, every: int = 5
+) -> dict[str, Any]:
+  """A fault of the file system after a step: what is said, how many steps later, and which checkpoint is intact."""
+  last = 0
+
+  def progress(stage: str, done: int, total: int, unit: str, /, **figures: float) -> None:
+    nonlocal last
+    last = done
+    if unit == "steps" and done == at:
+      fault()
+
+  said = "nothing"
+  try:
+    tune(world.config("ralt", workdir, steps=40, evaluate_every=every, keep=3), progress)
+  except (TrainingError, UserError, OSError) as e:
+    said = f"{type(e).__name__}: {e}"
+  return {"said": said, "steps": last - at, "intact": intact(workdir)}
+
+
+@contextlib.contextmanager
+def mounted(place: pathlib.Path, size: str) -> Any:
+  """A small file system; needs root."""
+  place.mkdir(parents=True)
+  subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True, capture_output=True)
+  try:
+    yield place
+  finally:
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place: pathlib.Path) -> None:
+  """Until there is no room."""
+  with contextlib.suppress(OSError), open(place / "filler", "wb", buffering=0) as f:
+    while True:
+      f.write(bytes(1 << 16))
+  with contextlib.suppress(OSError), open(place / "filler2", "wb", buffering=0) as f:
+    while True:
+      f.write(bytes(1))
+
+
+def disk_faults(world: World, root: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """A full disk, a file system that turns read-only, and directories that go."""
+  found = {}
+  with mounted(root / "full", "64m") as place:
+    found["disk full"] = fails_in_mid_run(world, place / "run", lambda: fill(place))
+  with mounted(root / "readonly", "64m") as place:
+
+    def read_only() -> None:
+      # Files being written keep a file system writable for a moment.
+      for _ in range(100):
+        done = subprocess.run(["mount", "-o", "remount,ro", str(place)], capture_output=True, check=False)
+        if done.returncode == 0:
+          return
+        time.sleep(0.05)
+      raise RuntimeError(done.stderr)
+
+    found["directory read-only"] = fails_in_mid_run(world, place / "run", read_only)
+  return found | removed_directories(world, root)
+
+
+def removed_directories(world: World, root: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Of the checkpoints, and of the whole run."""
+  one, other = root / "removed" / "one", root / "removed" / "other"
+  return {
+    "checkpoints/ removed": fails_in_mid_run(world, one, lambda: shutil.rmtree(one / "checkpoints")),
+    "work directory removed": fails_in_mid_run(world, other, lambda: shutil.rmtree(other)),
+  }
+
+
+def disk(config: Config, root: pathlib.Path) -> str:
+  rows = []
+  for name, found in disk_faults(make_world(root / "world"), root).items():
+    rows.append([name, str(found["steps"]), str(found["intact"]), found["said"].replace(str(root), "")[:160]])
+  header = ["after step 7, saved every 5", "steps until the error", "newest intact step", "error"]
+  return table(header, rows)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A model of numbers."""
+
+  w: dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Points:
+  """What it is fitted to."""
+
+  x: np.ndarray
+
+
+@jax.custom_vjp
+def _scaled_gradient(x: jax.Array, scale: jax.Array) -> jax.Array:
+  return x
+
+
+_scaled_gradient.defvjp(lambda x, scale: (x, scale), lambda scale, g: (g * scale, jnp.zeros_like(scale)))
+
+
+def squares(model: Weights, batch: Points) -> tuple[jax.Array, jax.Array]:
+  """Finite as long as data and weights are."""
+  w = jnp.concatenate(jax.tree.leaves(model))
+  return jnp.sum((w[None, :3] - batch.x) ** 2), jnp.float32(batch.x.shape[0])
+
+
+def poisoned_gradient(model: Weights, batch: Points) -> tuple[jax.Array, jax.Array]:
+  """A finite loss whose gradient is none where the first number is above 1."""
+  total, count = squares(model, batch)
+  return _scaled_gradient(total, jnp.where(batch.x[0, 0] > 1, jnp.nan, 1.0)), count
+
+
+def masked(model: Weights, batch: Points) -> tuple[jax.Array, jax.Array]:
+  """Of a batch whose examples are all masked."""
+  total, _ = squares(model, batch)
+  return 0 * total, jnp.float32(0)
+
+
+def poisoned(root: pathlib.Path, where: str, steps: set[int], *, limit: int = 3) -> dict[str, Any]:
+  """A run of twelve steps, some of which (counted from 0) are not finite; saved after every second one."""
+  objective = {"gradient": poisoned_gradient, "mask": masked}.get(where, squares)
+
+  def batches(first: int) -> Any:
+    for step in range(first, 12):
+      x = np.random.default_rng(step).uniform(size=(8, 3)).astype(np.float32)
+      if step in steps:
+        x[0, 0] = np.nan if where == "data" else 2
+      yield (f"example-{step}",), Points(x)
+
+  first = Weights({"w": jnp.full(3, jnp.nan if where == "weights" else 0.0)})
+  said, nonfinite = "", 0
+  try:
+    nonfinite = train(
+      first,
+      objective,
+      batches,
+      total_steps=12,
+      loop=LoopConfig(batch_size=8, log_every=1, evaluate_every=2, keep=12, max_nonfinite_steps=limit),
+      optimizer=OptimizerConfig(peak_lr=0.1, floor_lr=0.01, warmup_steps=1),
+      mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+      workdir=root,
+    ).nonfinite_steps
+  except (TrainingError, UserError) as e:
+    said = f"{type(e).__name__}: {e}"
+  found = {s.number: s.manifest["leaves"] for s in manifests.steps(root / "checkpoints") if s.manifest}
+  moved = [n for n in found if n > 2 and _trained(found[n]) != _trained(found[n - 2])]
+  return {"said": said, "left_out": nonfinite, "saved": sorted(found), "moved": moved}
+
+
+def _trained(leaves: dict[str, str]) -> dict[str, str]:
+  """Checksums of parameters and moments: without the counters of what was left out."""
+  return {name: of for name, of in leaves.items() if "nonfinite" not in name}
+
+
+NAN_CASES: dict[str, tuple[str, set[int]]] = {
+  "data, two steps": ("data", {4, 5}),
+  "data, every third step": ("data", {1, 4, 7, 10}),
+  "data, from a step on": ("data", set(range(5, 12))),
+  "gradients of a finite loss, two steps": ("gradient", {4, 5}),
+  "gradients, from a step on": ("gradient", set(range(5, 12))),
+  "weights of the model given": ("weights", set()),
+  "a batch that is all masked": ("mask", set()),
+}
+
+
+def nan(config: Config, root: pathlib.Path) -> str:
+  rows = []
+  for number, (name, (where, steps)) in enumerate(NAN_CASES.items()):
+    found = poisoned(root / str(number), where, steps)
+    newest = str(found["saved"][-1]) if found["saved"] else "none"
+    rows.append([name, found["said"][:160] or f"finished, {found['left_out']} steps left out", newest])
+  return table(["NaN in", "end of a run of 12 steps, `max_nonfinite_steps` 3", "newest intact step"], rows)
+
+
+def lose(
+  world: World, root: pathlib.Path, victim: int, sent: signal.Signals, *, within_s: float = 200
+) -> dict[str, Any]:
+  """One of two processes is killed or frozen while they train: how and when the other ends."""
+  root.mkdir(parents=True, exist_ok=True)
+  tuning = world.config("ralt", root / "run", steps=100_000, evaluate_every=20)
+  port = free_port()
+  both = []
+  for index in range(2):
+    file = root / f"process{index}.py"
+    both.append(
+      start(
+        tuning,
+        file,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+        JAX_NUM_PROCESSES="2",
+        JAX_PROCESS_ID=str(index),
+      )
+    )
+  try:
+    until = time.monotonic() + within_s
+    while reached(root / "run") < 25 and time.monotonic() < until:
+      time.sleep(0.1)
+    both[victim].send_signal(sent)
+    status, seconds = timed_end(both[1 - victim], within_s=within_s)
+  finally:
+    for process in both:
+      process.kill()
+      process.wait()
+  return {"status": status, "seconds": seconds, "said": last_word(root / f"process{1 - victim}.py")}
+
+
+def lost(config: Config, root: pathlib.Path) -> str:
+  world, rows = make_world(root / "world"), []
+  for victim, name in enumerate(("the coordinator, process 0", "the worker, process 1")):
+    for sent, how in ((signal.SIGKILL, "killed"), (signal.SIGSTOP, "frozen")):
+      found = lose(world, root / f"{victim}-{how}", victim, sent)
+      rows.append([f"{name}, {how}", str(found["status"]), f"{found['seconds']:.0f}", found["said"]])
+      print(rows[-1], flush=True)
+  return table(["of two processes", "status of the other", "seconds", "its last line"], rows)
+
+
+def on_meshes(world: World, root: pathlib.Path, kind: Kind, sizes: tuple[int, ...], steps: int = 20) -> dict[str, Any]:
+  """A run that goes on over other numbers of devices, against one that stays on the first."""
+  with devices(sizes[0]):
+    tune(world.config(kind, root / "whole", steps=steps))
+  for number, size in enumerate(sizes):
+    until = steps * (number + 1) // len(sizes)
+
+    def stop(stage: str, done: int, total: int, unit: str, /, until: int = until, **figures: float) -> None:
+      if unit == "steps" and done == until < total:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with devices(size), contextlib.suppress(Preempted):
+      tune(world.config(kind, root / "moved", steps=steps), stop)
+  one, other = metrics(root / "whole"), metrics(root / "moved")
+  same = [(a["step"], a.get("batch_ids_hash")) for a in one] == [(b["step"], b.get("batch_ids_hash")) for b in other]
+  apart = [
+    abs(a[n] - b[n]) / abs(a[n]) for a, b in zip(one, other, strict=True) for n in ("loss", "dev_loss") if n in a
+  ]
+  return {"same": same, "apart": max(apart), "lines": len(apart)}
+
+
+def mesh(config: Config, root: pathlib.Path) -> str:
+  jax.config.update("jax_num_cpu_devices", 8)
+  world, rows = make_world(root / "world"), []
+  for kind in KINDS:
+    found = on_meshes(world, root / kind, kind, (8, 4, 1))
+    rows.append([kind, "the same" if found["same"] else "DIFFERS", f"{found['apart']:.1e}", str(found["lines"])])
+  return table(["20 steps, on 8, then 4, then 1 device", "examples of every step", "losses apart", "losses"], rows)
+
+
+def anonymous_bytes() -> int:
+  """Memory of this process that no file stands behind."""
+  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+  return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+class Peak:
+  """Most anonymous memory since it was begun, looked at every two milliseconds."""
+
+  def __init__(self) -> None:
+    self.bytes, self._closed = anonymous_bytes(), threading.Event()
+    self._thread = threading.Thread(target=self._look, daemon=True)
+    self._thread.start()
+
+  def _look(self) -> None:
+    while not self._closed.wait(0.002):
+      self.bytes = max(self.bytes, anonymous_bytes())
+
+  def close(self) -> int:
+    """The peak."""
+    self._closed.set()
+    self._thread.join()
+    return max(self.bytes, anonymous_bytes())
+
+
+def saving_memory(root: pathlib.Path, *, megabytes: int, saves: int = 3) -> dict[str, float]:
+  """Steps without saves, and with: how much more anonymous memory there was, in parts of the state's bytes."""
+  keep_heap()
+  count = megabytes * 10**6 // 12 // 20
+  whole = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
+  optimizer = make_optimizer(OptimizerConfig(), 1000)
+  with jax.set_mesh(whole):
+    weights = Weights({f"w{i}": jnp.zeros(count) for i in range(20)})
+    state, frozen = init_state(weights, optimizer, whole)
+    del weights
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    points = Points(np.ones((8, 3), np.float32))
+
+    def steps(number: int) -> None:
+      nonlocal state
+      for _ in range(number):
+        state, figures = train_step(state, frozen, points, objective=squares, update=optimizer.update)
+        jax.block_until_ready(figures)
+
+    steps(5)
+    running = Peak()
+    steps(10)
+    before = running.close()
+    checkpoints = Checkpoints(root / "checkpoints", keep=1)
+    above = []
+    for save in range(saves):
+      peak = Peak()
+      checkpoints.save(save, state, dev_loss=None)
+      steps(3)  # as a run goes on meanwhile
+      checkpoints.wait()
+      above.append((peak.close() - before) / size)
+    checkpoints.close()
+  return {"state": size, "running": before, "above": max(above)}
+
+
+def memory(config: Config, root: pathlib.Path) -> str:
+  found = saving_memory(root, megabytes=500)
+  cells = [f"{found['state'] / 1e6:.0f} MB", f"{found['running'] / 1e6:.0f} MB", f"{found['above']:.2f} × the state"]
+  return table(["state", "anonymous memory of the running process", "more while it saves, three saves"], [cells])
+
+
+ROWS: dict[str, Callable[[Config, pathlib.Path], str]] = {
+  "cuts": cuts,
+  "kills": kills,
+  "signals": signals,
+  "files": files,
+  "disk": disk,
+  "nan": nan,
+  "lost": lost,
+  "mesh": mesh,
+  "memory": memory,
+}
+
+
+def main(config: Config) -> None:
+  """Measures one row."""
+  with contextlib.ExitStack() as stack:
+    root = config.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="faults."))
+    began = time.monotonic()
+    text = ROWS[config.row](config, pathlib.Path(root))
+    write_section(config.page, config.row, text)
+    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+  main(tyro.cli(Config))
