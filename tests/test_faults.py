@@ -1,0 +1,183 @@
+"""The rows of docs/reliability.md, each in seconds: real tunings cut, signalled, damaged, moved and starved."""
+
+import os
+import pathlib
+import signal
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  import fault_runs
+
+  return fault_runs.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("kind", ["ralt", "lsr", "lora"])
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_run_that_is_cut_ends_with_the_same_bits(world, tmp_path, kind, signalled):
+  """Every cut point of 30 steps: `benchmarks/faults.py --row cuts`."""
+  import faults
+
+  cuts = range(5, 7) if signalled else range(6, 7)
+  assert faults.cut_points(world, tmp_path, kind, cuts, signalled=signalled, steps=8)["differing"] == 0
+
+
+def test_the_harness_sees_another_run(world, tmp_path):
+  """Or it would find every run to be the same."""
+  import fault_runs
+
+  for seed in (0, 1):
+    fault_runs.tune(world.config("lsr", tmp_path / str(seed), steps=2, seed=seed))
+  one, other = (fault_runs.outcome(tmp_path / str(seed)) for seed in (0, 1))
+  assert one["leaves"] != other["leaves"]
+  assert one["exports"] != other["exports"]
+  assert one["metrics"][1]["batch_ids_hash"] != other["metrics"][1]["batch_ids_hash"]
+  assert one["metrics"][1]["tokens"] > 8
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+  ("phase", "sent"),
+  [
+    ("compile", "SIGTERM"),
+    ("step", "SIGINT"),
+    ("evaluation", "SIGTERM"),
+    ("saving", "SIGTERM"),
+    ("scoring", "SIGINT"),
+    ("encoding", "SIGTERM"),
+    ("index build", "SIGTERM"),
+  ],
+)
+def test_a_signal_stops_a_process_in_time_and_the_same_command_continues(world, tmp_path, phase, sent):
+  import faults
+
+  found = faults.stop_in(world, tmp_path / "run", phase, signal.Signals[sent])
+  assert found["status"] == 75, found
+  assert found["seconds"] <= 10
+  assert f"stopped by {sent}" in found["said"]
+  assert "the same command continues" in found["said"]
+  assert found["again"] == 0
+  if "saved" in found:
+    assert found["saved"] >= found["reached"] > 0
+    assert found["same"]
+
+
+@pytest.mark.fault
+def test_a_second_signal_ends_a_process_at_once(world, tmp_path):
+  import faults
+
+  found = faults.stop_in(world, tmp_path / "run", "compile", signal.SIGTERM, signal.SIGTERM)
+  assert found["status"] == 128 + signal.SIGTERM
+  assert found["seconds"] < 2
+  assert "at once" in found["said"]
+  assert (found["again"], found["same"]) == (0, True)
+
+
+@pytest.mark.fault
+def test_kills_at_random_moments_lose_no_more_than_was_not_saved(world, tmp_path):
+  import random
+
+  import faults
+
+  found = faults.kill(world, tmp_path, "lsr", 2, random.Random(0), steps=60, every=5)
+  assert (found["kills"], found["unrecoverable"], found["differing"]) == (2, 0, 0)
+  assert found["lost"] < 2 * found["every"]  # one interval, and what is done while the newest step is written
+
+
+@pytest.mark.fault
+def test_directories_that_go_in_mid_run_end_it_in_one_line(world, tmp_path):
+  import faults
+
+  for found in faults.removed_directories(world, tmp_path).values():
+    assert found["steps"] <= 5
+    assert str(tmp_path / "removed") in found["said"]
+    assert "\n" not in found["said"]
+
+
+def can_mount(place):
+  place.mkdir()
+  done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True, check=False)
+  if done.returncode == 0:
+    subprocess.run(["umount", str(place)], check=True)
+  return done.returncode == 0
+
+
+@pytest.mark.fault
+def test_a_disk_that_takes_no_more_ends_a_run_and_leaves_what_was_saved(world, tmp_path):
+  import faults
+
+  if os.geteuid() or not can_mount(tmp_path / "probe"):
+    pytest.skip("a file system of its own needs root")
+  found = faults.disk_faults(world, tmp_path)
+  for name, text in (("disk full", "No space left"), ("directory read-only", "Read-only file system")):
+    assert text in found[name]["said"], found
+    assert found[name]["steps"] <= 5
+    assert found[name]["intact"] == 5
+
+
+@pytest.mark.parametrize(
+  ("name", "said", "left_out", "saved"),
+  [
+    ("data, two steps", "", 2, 12),
+    ("data, every third step", "", 4, 12),
+    ("data, from a step on", "step 8: loss nan .*3 in a row.*example-7", 0, 6),
+    ("gradients of a finite loss, two steps", "", 2, 12),
+    ("gradients, from a step on", "step 8: loss [0-9.]+ or gradient norm nan .*3 in a row.*example-7", 0, 6),
+    ("weights of the model given", "step 3: loss nan .*example-2", 0, 2),
+    ("a batch that is all masked", "step 1: nothing to train on .* example-0", 0, None),
+  ],
+)
+def test_what_is_not_finite_never_gets_into_the_parameters(tmp_path, name, said, left_out, saved):
+  import faults
+
+  found = faults.poisoned(tmp_path, *faults.NAN_CASES[name])
+  assert (found["left_out"], found["saved"][-1] if found["saved"] else None) == (left_out, saved)
+  if said:
+    import re
+
+    assert re.search(said, found["said"])
+  else:
+    assert found["said"] == ""
+  # Steps 5 and 6 are those that are left out: between the checkpoints of 4 and 6 nothing moves.
+  if name.endswith("two steps"):
+    assert found["moved"] == [4, 8, 10, 12]
+
+
+@pytest.mark.fault
+def test_a_run_goes_on_over_other_devices(world, tmp_path):
+  import faults
+
+  found = faults.on_meshes(world, tmp_path, "ralt", (8, 4, 1), steps=6)
+  assert found["same"]
+  assert found["apart"] <= 1e-6
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("victim", "sent"), [(0, "SIGKILL"), (1, "SIGKILL")])
+def test_a_lost_process_is_named_by_the_other(world, tmp_path, victim, sent):
+  import faults
+
+  found = faults.lose(world, tmp_path / "run", victim, signal.Signals[sent])
+  assert found["status"] not in (0, 75)
+  assert found["seconds"] <= 60
+  assert f"lost process {victim} of 2" in found["said"]
+
+
+@pytest.mark.fault
+def test_a_save_takes_no_more_memory_than_the_state(tmp_path):
+  import faults
+
+  assert faults.saving_memory(tmp_path, megabytes=120)["above"] <= 1.0
