@@ -303,7 +303,12 @@ def tell(name: str, text: str) -> None:
 
 def said(name: str) -> list[str]:
   """What has been told under the names below this one, in their order; nothing in one process."""
-  return [] if _group is None else [text for _, text in sorted(_group.client.key_value_dir_get(name))]
+  if _group is None:
+    return []
+  try:
+    return [text for _, text in sorted(_group.client.key_value_dir_get(name))]
+  except Exception:  # the first process is gone, and JAX ends this one
+    return []
 
 
 def disconnect() -> None:
