@@ -9,13 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-
-
-def free_port() -> int:
-  """A port of this machine that nobody listens on."""
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
+from processes import free_port
 
 
 @dataclasses.dataclass(frozen=True)

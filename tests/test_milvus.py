@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 import pytest
-from milvus_server import free_port, running
+from milvus_server import running
+from processes import free_port
 from test_index import clustered, oracle
 
 from radit_jax import cli
