@@ -378,3 +378,21 @@ def test_no_forbidden_passage_is_ever_returned(tmp_path, backend, mesh1, monkeyp
     allowed = np.isin(group, chosen)
     assert allowed[found].all(), where
     assert len(found) == min(6, allowed.sum()), where
+
+
+def test_rows_that_were_removed_are_never_found(tmp_path, backend):
+  """Filtered or not, also where they are nearest, and most of what there is."""
+  stored = clustered(400, 8)
+  removed = np.sort(np.random.default_rng(1).choice(400, 150, replace=False))
+  live = np.setdiff1d(np.arange(400), removed)
+  metadata = [{"half": row % 2} for row in range(400)]
+  index = backend.built(tmp_path, stored, metadata=metadata, removed=removed, wish=Wish(leaves_to_search=20))
+  queries = stored[removed[:20]]
+  result = index.search(queries, 6)
+  assert result.valid.all()
+  assert not np.isin(result.ids, removed).any()
+  if backend.label in ALWAYS_EXACT:
+    np.testing.assert_array_equal(result.ids, live[oracle(stored[live], queries, 6)[0]])
+  odd = live[live % 2 == 1]
+  ids, _ = oracle(stored[odd], queries, 6)
+  np.testing.assert_array_equal(index.search(queries, 6, where={"half": 1}).ids, odd[ids])

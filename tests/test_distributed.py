@@ -11,13 +11,14 @@ import time
 import numpy as np
 import pytest
 from processes import ROOT, finish, free_port, radit, start
-from test_verbs import generator_config, made, run_config  # noqa: F401
+from test_verbs import generator_config, index_config, made, run_config  # noqa: F401
 
 from radit_jax import config as c
 from radit_jax.data.examples import RetrievedStore, ScoreStore
 from radit_jax.models.safetensors_files import read_directory
 from radit_jax.retrieval.shards import read_embeddings
 from radit_jax.training.metrics import read_metrics
+from radit_jax.verbs.index import index
 from radit_jax.verbs.run import run
 from radit_jax.verbs.train_generator import train_generator
 
@@ -208,3 +209,16 @@ def test_verbs_for_one_process_say_so():
   done = radit(["quickstart"], ["export", "somewhere", "--out", "x"], within_s=300)
   assert [status for status, *_ in done] == [2, 2]
   assert done[0][2].startswith("radit: error: radit quickstart runs in one process; start it once, with ")
+
+
+def test_an_index_over_the_devices_of_both_processes(made, parts, tmp_path):  # noqa: F811
+  """Each holds half of the rows; all search, and the first one stores what exact search finds."""
+  index(index_config(made, parts, index=f"{tmp_path}/index", backend="device", device_dtype="float32"))
+  stores = ["--passages", made / "passages", "--index", tmp_path / "index", "--encoder", parts["encoder"]]
+  asked = ["--questions", made / "split/test.jsonl", "--k", "5", "--batch-size", "16", "--out", tmp_path / "out"]
+  command = ["retrieve", *stores, *asked, "--drop-same-document"]
+  done = radit(command, command)
+  assert [status for status, *_ in done] == [0, 0], done
+  retrieved = RetrievedStore(made / "retrieved/test"), RetrievedStore(tmp_path / "out")
+  for one, two in zip(*retrieved, strict=True):
+    assert two.passage_rows.tolist() == one.passage_rows.tolist()

@@ -145,3 +145,13 @@ def test_half_the_partitions_are_looked_at_where_that_finds_as_much_and_nobody_s
   tune_index(tmp_path / "apart", Wish(leaves_to_search=eighth))
   assert files.read_manifest(tmp_path / "apart", "index")["search"]["leaves_to_search"] == eighth
   assert build_index(scattered(3000, 16), tmp_path / "mixed")["search"]["leaves_to_search"] == eighth
+
+
+def test_plans_of_backends_that_hold_the_embeddings_elsewhere():
+  plan = plan_index(21_000_000, 768, backend="device", shard_passages=2_000_000)
+  assert (plan.method, plan.shards, plan.search_bytes) == ("device", 0, 21_000_000 * 768 * 2)
+  assert "memory of devices" in plan.summary()
+  plan = plan_index(1000, 8, backend="device", device_dtype="float32", shard_passages=2_000_000)
+  assert plan.search_bytes == 32_000
+  plan = plan_index(1000, 8, backend="milvus", shard_passages=2_000_000)
+  assert (plan.method, plan.search_bytes, plan.searcher_bytes, plan.build_bytes) == ("milvus", 32_000, 0, 0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from radit_jax.config import Backend, StoredDtype
+from radit_jax.config import Backend, Dtype, StoredDtype
 from radit_jax.retrieval import scann
 
 #: Bytes of a searcher on disk, for each value: bfloat16 for reordering, and a byte for each block of dimensions, under
@@ -14,6 +14,8 @@ _RESIDENT = {"quantized": 2.7, "tree": 2.35}
 #: 250,000 x 256 and 200,000 x 768.
 _COPIES = {"quantized": 2.75, "tree": 3.25}
 _PROGRAM_BYTES = 60 * 2**20
+#: Whose memory it is that search takes, where it is not that of the machine.
+_PLACES = {"device": "of devices", "milvus": "of server"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +25,13 @@ class IndexPlan:
   Attributes:
     count: passages.
     dimension: width E.
-    method: "exact", "quantized" or "tree".
+    method: "exact", "quantized", "tree", "device" or "milvus".
     shards: searchers, built one after the other.
     embedding_bytes: on disk; the index shares these files where the file system can.
     searcher_bytes: on disk.
     build_bytes: of memory, at the peak of the build of a searcher.
-    search_bytes: of memory, with all searchers in it; exact search reads the embeddings instead, from disk if need be.
+    search_bytes: of memory, with all searchers in it; exact search reads the embeddings instead, from disk if need be;
+      "device" and "milvus" hold them on all accelerators together, and on the server.
     one_searcher_bytes: of memory, with one after the other in it.
     hours: of encoding, at the given rate.
   """
@@ -50,11 +53,11 @@ class IndexPlan:
     one_by_one = f"; {_readable(self.one_searcher_bytes)} one after the other" if self.shards > 1 else ""
     rows = [
       ("passages", f"{self.count:,} of width {self.dimension}"),
-      ("search", self.method if self.method == "exact" else f"{self.method}, {self.shards} ScaNN searchers"),
+      ("search", f"{self.method}, {self.shards} ScaNN searchers" if self.shards else self.method),
       ("embeddings on disk", _readable(self.embedding_bytes)),
       ("searchers on disk", _readable(self.searcher_bytes)),
       ("memory to build", _readable(self.build_bytes)),
-      ("memory to search", _readable(self.search_bytes) + one_by_one),
+      (f"memory {_PLACES.get(self.method, 'to search')}", _readable(self.search_bytes) + one_by_one),
       ("encoding", time),
     ]
     return "\n".join(f"{name:<20}{value}" for name, value in rows)
@@ -66,6 +69,7 @@ def plan_index(
   *,
   dtype: StoredDtype = "float32",
   backend: Backend = "scann",
+  device_dtype: Dtype = "bfloat16",
   shard_passages: int,
   rate: float | None = None,
 ) -> IndexPlan:
@@ -76,6 +80,7 @@ def plan_index(
     dimension: width E of the embeddings.
     dtype: of the stored embeddings.
     backend: of the index.
+    device_dtype: that the backend device holds the embeddings in.
     shard_passages: passages of one searcher at most.
     rate: passages encoded a second, of all processes together.
 
@@ -86,11 +91,13 @@ def plan_index(
   values = count * dimension
   shards = -(-count // shard_passages)
   largest = -(-count // shards)
-  method = scann.choose(largest)["method"] if backend == "scann" else "exact"
+  method = scann.choose(largest)["method"] if backend == "scann" else backend
   stored = values * (2 if dtype == "float16" else 4)
   on_disk = built = 0.0
   resident = one = float(stored)  # exact search reads all of them
-  if method != "exact":
+  if backend in ("device", "milvus"):
+    resident = one = float(values * (2 if backend == "device" and device_dtype == "bfloat16" else 4))
+  elif method != "exact":
     on_disk = (_TREE * values + _TREE_NOTES * count) if method == "tree" else _QUANTIZED * values
     built = _COPIES[method] * 4 * largest * dimension + _PROGRAM_BYTES
     resident = _RESIDENT[method] * values
@@ -99,7 +106,7 @@ def plan_index(
     count=count,
     dimension=dimension,
     method=method,
-    shards=shards if method != "exact" else 0,
+    shards=shards if backend == "scann" and method != "exact" else 0,
     embedding_bytes=stored,
     searcher_bytes=round(on_disk),
     build_bytes=round(built),

@@ -110,6 +110,7 @@ def _plan(config: IndexConfig) -> IndexPlan:
     encoder.dimensions,
     dtype=config.stored_dtype,
     backend=config.backend,
+    device_dtype=config.device_dtype,
     shard_passages=config.shard_passages,
     rate=config.plan_rate,
   )
