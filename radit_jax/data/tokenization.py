@@ -257,14 +257,12 @@ class EncoderTokenizer:
     self._slots = SlotTokenizer(tokenizer)
     body = self._bodies(Seam(PLAIN), ["a"])[0]
     whole = tokenizer(["a"], add_special_tokens=True, truncation=False, padding=False)["input_ids"][0]
-    starts = [i for i in range(len(whole) - len(body) + 1) if whole[i : i + len(body)] == body]
-    if not starts:
-      raise UserError(f"tokenizer {type(tokenizer).__name__}: its template changes the text ({body} is not in {whole})")
+    start = _place(tokenizer, body, whole)
     *fixed, (_, seam) = self._slots.compile([("prompt", prompt), ("text", None)])
     assert isinstance(seam, Seam)
     self._seam = seam
     prompt_ids = [i for _, ids in fixed for i in ids]
-    self._prefix, self._suffix = [*whole[: starts[0]], *prompt_ids], whole[starts[0] + len(body) :]
+    self._prefix, self._suffix = [*whole[:start], *prompt_ids], whole[start + len(body) :]
     added = len(self._prefix) + len(self._suffix)
     self._room = max_tokens - added
     if self._room < 1:
@@ -279,3 +277,58 @@ class EncoderTokenizer:
   def _bodies(self, seam: Seam, texts: Sequence[str]) -> list[list[int]]:
     found = self._slots.ids((seam, text) for text in texts)
     return [list(found[seam, text][0]) for text in texts]
+
+
+class PairTokenizer:
+  """Questions with passages to what a cross-encoder reads, its control ids from the tokenizer's template alone.
+
+  Args:
+    tokenizer: of the cross-encoder.
+    max_tokens: longest pair, the template's tokens included.
+
+  Raises:
+    UserError: ``max_tokens`` leaves no room for both.
+  """
+
+  def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+    self._slots = SlotTokenizer(tokenizer)
+    first, second = self._slots.unglued(Seam(PLAIN), "a"), self._slots.unglued(Seam(PLAIN), "b")
+    encoded = tokenizer(["a"], ["b"], add_special_tokens=True, truncation=False, padding=False)
+    whole = encoded["input_ids"][0]
+    types = encoded.get("token_type_ids", [[0] * len(whole)])[0]
+    i = _place(tokenizer, list(first), whole)
+    j = _place(tokenizer, list(second), whole, i + len(first))
+    self._prefix, self._between, self._suffix = whole[:i], whole[i + len(first) : j], whole[j + len(second) :]
+    #: Tokens of type 1 in front of the second text; None where the tokenizer knows one type.
+    self._typed = j - types.index(1) if 1 in types else None
+    added = len(self._prefix) + len(self._between) + len(self._suffix)
+    self._room = max_tokens - added
+    if self._room < 2:
+      raise UserError(f"max_tokens = {max_tokens}: the tokenizer adds {added}, so no room would be left for two texts")
+
+  def __call__(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int], list[int]]:
+    """Ids of each pair, the position from which they have type 1, and how many tokens were cut off.
+
+    What is too long is cut at the end of its longer text, so that neither is lost to the other.
+    """
+    seam = Seam(PLAIN)
+    found = self._slots.ids((seam, text) for pair in pairs for text in pair)
+    rows, starts, cut = [], [], []
+    for first, second in pairs:
+      a, b = found[seam, first][0], found[seam, second][0]
+      kept = min(len(a), max(self._room - len(b), self._room // 2))
+      row = [*self._prefix, *a[:kept], *self._between]
+      second_start = len(row)
+      row += [*b[: self._room - kept], *self._suffix]
+      rows.append(row)
+      starts.append(len(row) if self._typed is None else second_start - self._typed)
+      cut.append(max(0, len(a) + len(b) - self._room))
+    return rows, starts, cut
+
+
+def _place(tokenizer: Any, ids: list[int], whole: list[int], start: int = 0) -> int:
+  """Where a text's ids stand in what the tokenizer's template makes of it, from ``start`` on."""
+  for i in range(start, len(whole) - len(ids) + 1):
+    if whole[i : i + len(ids)] == ids:
+      return i
+  raise UserError(f"tokenizer {type(tokenizer).__name__}: its template changes the text ({ids} is not in {whole})")

@@ -29,7 +29,7 @@ class BertConfig:
     num_heads: attention heads; divides hidden_size.
     intermediate_size: width of the feed-forward layer.
     max_positions: rows of the position embedding, a hard limit.
-    type_vocab_size: rows of the token-type embedding; only the first is used.
+    type_vocab_size: rows of the token-type embedding; an encoder of single texts uses the first.
     layer_norm_eps: added to the variance in every norm.
     padding_position: RoBERTa: padding has this position, and real tokens are counted from the next one on. None: all
       tokens are counted from 0, padding included.
@@ -158,12 +158,15 @@ class Bert(nnx.Module):
     self.pooler_kernel = nnx.Variable(jnp.zeros((width, width)), logical_axes=("embed", None)) if pooler else None
     self.pooler_bias = nnx.Variable(jnp.zeros(width), logical_axes=("norm",)) if pooler else None
 
-  def __call__(self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"]) -> Float[Array, "N T D"]:
+  def __call__(
+    self, tokens: Int[Array, "N T"], mask: Bool[Array, "N T"], types: Int[Array, "N T"] | None = None
+  ) -> Float[Array, "N T D"]:
     """Hidden states of the last layer, in the computation type.
 
     Args:
       tokens: token ids.
       mask: True for real tokens; padding is seen by nobody.
+      types: 0 for tokens of a first text and 1 for those of a second one; None for a single text.
 
     Raises:
       ValueError: more tokens than there are positions.
@@ -178,7 +181,7 @@ class Bert(nnx.Module):
     else:
       places = table[jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32), 0) + config.padding_position]
     x = look_up(self.word_embedding, tokens, jnp.float32)
-    x = x + places.astype(jnp.float32) + self.type_embedding[...][0]
+    x = x + places.astype(jnp.float32) + self.type_embedding[...][0 if types is None else types]
     x = _layer_norm(x, self.embedding_norm[...], self.embedding_norm_bias[...], config.layer_norm_eps)
     keys = jnp.broadcast_to(mask[:, None, None, :], (len(tokens), 1, num_tokens, num_tokens))
 

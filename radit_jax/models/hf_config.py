@@ -59,6 +59,20 @@ def read_encoder_config(path: str | os.PathLike[str]) -> BertConfig | DecoderCon
   return _modernbert(file, config, source) if config["model_type"] == "modernbert" else _bert(file, config, source)
 
 
+def read_cross_encoder_config(path: str | os.PathLike[str]) -> BertConfig:
+  """Reads the `config.json` of a cross-encoder.
+
+  Raises:
+    UserError: another architecture, more or fewer than one label, or a feature that BERT does not have here.
+  """
+  families = {name: ENCODERS[name] for name in ("bert", "roberta", "xlm-roberta")}
+  file, config, source = _read(path, families, ("ForSequenceClassification",), "a cross-encoder")
+  labels = len(config.get("id2label") or {})
+  if labels != 1:
+    raise UserError(f"{file}: {labels} labels; a cross-encoder that scores passages has 1")
+  return _bert(file, config, source)
+
+
 def _read(
   path: str | os.PathLike[str], families: dict[str, str], heads: tuple[str, ...], role: str
 ) -> tuple[pathlib.Path, dict[str, Any], SourceFiles]:

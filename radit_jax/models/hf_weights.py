@@ -14,12 +14,13 @@ from jaxtyping import Array, DTypeLike
 
 from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert
+from radit_jax.models.cross_encoder import CrossEncoder
 from radit_jax.models.decoder import Decoder
 from radit_jax.models.safetensors_files import NamedTensor, StoredTensor
 from radit_jax.sharding import gather, parameter_shardings
 
 _FLOATS = ("float32", "bfloat16", "float16")
-Body = Decoder | Bert
+Body = Decoder | Bert | CrossEncoder
 Index = tuple[slice, ...]
 
 
@@ -49,6 +50,8 @@ class Place:
 def places(body: Body) -> tuple[Place, ...]:
   """Every parameter of a body, in the names of its family; a name's several places stand in the order of their rows."""
   source = body.config.source
+  if isinstance(body, CrossEncoder):
+    return _cross_encoder_places(body, source.prefix if source else "bert.")
   if isinstance(body, Bert):
     return _bert_places(body, source.prefix if source else "")
   prefix = source.prefix if source else "model."
@@ -148,6 +151,16 @@ def _bert_places(body: Bert, prefix: str) -> tuple[Place, ...]:
     found.append(Place("pooler_kernel", f"{prefix}pooler.dense.weight", True))
     found.append(Place("pooler_bias", f"{prefix}pooler.dense.bias"))
   return tuple(found)
+
+
+def _cross_encoder_places(model: CrossEncoder, prefix: str) -> tuple[Place, ...]:
+  """Those of the body, and the head's: BERT's first layer is its pooling layer, RoBERTa's lies beside its last one."""
+  body = [dataclasses.replace(p, parameter=f"body.{p.parameter}") for p in _bert_places(model.body, prefix)]
+  bert = model.config.padding_position is None
+  dense, out = (f"{prefix}pooler.dense", "classifier") if bert else ("classifier.dense", "classifier.out_proj")
+  head = {"dense": dense, "out": out}
+  kernels = [Place(f"{name}_kernel", f"{file}.weight", True) for name, file in head.items()]
+  return (*body, *kernels, *(Place(f"{name}_bias", f"{file}.bias") for name, file in head.items()))
 
 
 def fill(

@@ -20,6 +20,7 @@ from radit_jax.errors import UserError
 from radit_jax.files import atomic_directory, fingerprint_directory
 from radit_jax.models import hf_config, hf_weights, safetensors_files, sentence_files
 from radit_jax.models.bert import Bert, BertConfig
+from radit_jax.models.cross_encoder import CrossEncoder
 from radit_jax.models.decoder import Decoder
 from radit_jax.models.dual_encoder import DualEncoder, default_temperature
 from radit_jax.models.encoder import TextEncoder
@@ -39,6 +40,7 @@ __all__ = [
   "check_vocabulary",
   "encoder_temperature",
   "fingerprint",
+  "load_cross_encoder",
   "load_dual_encoder",
   "load_encoder",
   "load_end_ids",
@@ -132,6 +134,34 @@ def load_encoder(
       config, prefix = dataclasses.replace(config, source=None), ""
   body = _filled(kind, config, tensors, model, mesh, dtype, param_dtype, remat, abstract, prefix, False)
   return TextEncoder(body, embedding)
+
+
+def load_cross_encoder(
+  path: str | os.PathLike[str], *, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike | None = None
+) -> tuple[CrossEncoder, int]:
+  """Loads a BERT, RoBERTa or XLM-RoBERTa for sequence classification with one label.
+
+  Args:
+    path: Hugging Face directory.
+    mesh: parameters are placed on it as the sharding table says.
+    dtype: computation type of the body, default float32; the head is float32.
+
+  Returns:
+    The model, and tokens of the longest pair it reads.
+
+  Raises:
+    UserError: another architecture, other than one label, an unsupported feature, tensors missing, unknown or
+      misshapen; heads or dimensions that the mesh does not divide.
+  """
+  root = local_directory(path)
+  config = hf_config.read_cross_encoder_config(root)
+  prefix = "bert." if config.padding_position is None else "roberta."
+
+  def make(config: BertConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, remat: Remat) -> CrossEncoder:
+    return CrossEncoder(Bert(config, rngs=rngs, dtype=dtype, remat=remat), rngs=rngs)
+
+  model = _filled(make, config, _tensors(root), root, mesh, dtype, None, "none", False, prefix, False)
+  return model, min(sentence_files.read_max_tokens(root), config.longest_row)
 
 
 def _tensors(root: pathlib.Path) -> dict[str, safetensors_files.StoredTensor]:

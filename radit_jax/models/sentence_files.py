@@ -49,7 +49,7 @@ def read_embedding_config(
   def chosen(name: str, of_files: Any) -> Any:
     return next((v for v in (getattr(options, name), stated.get(name)) if v is not None), of_files)
 
-  max_tokens = chosen("max_tokens", min(_read_max_tokens(model), longest_row))
+  max_tokens = chosen("max_tokens", min(read_max_tokens(model), longest_row))
   if max_tokens > longest_row:
     raise UserError(f"{root}: max_tokens {max_tokens}, but the model has positions for {longest_row}")
   return EmbeddingConfig(
@@ -105,7 +105,7 @@ def _read_prompts(stated: dict[str, Any], file: pathlib.Path) -> tuple[str, str]
   return query, passage
 
 
-def _read_max_tokens(model: pathlib.Path) -> int:
+def read_max_tokens(model: pathlib.Path) -> int:
   """Longest text: sentence_bert_config.json (or its older names), else the tokenizer's own limit."""
   for file in [*sorted(model.glob("sentence_*_config.json")), model / "tokenizer_config.json"]:
     if not file.exists():
@@ -130,6 +130,11 @@ def encoder_temperature(path: str | os.PathLike[str], options: EmbeddingOptions 
   if stated.get("score_temperature") is not None:
     return float(stated["score_temperature"])
   return default_temperature(normalize=_read_pooling(root, stated, options)[1])
+
+
+def cross_encoder_temperature(path: str | os.PathLike[str]) -> float:
+  """Score temperature of a cross-encoder's directory: `radit.json` if it says one, else 1, as its scores are logits."""
+  return float(_radit(local_directory(path)).get("score_temperature", 1.0))
 
 
 def passage_encoder_fingerprint(path: str | os.PathLike[str]) -> str | None:

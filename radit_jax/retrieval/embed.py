@@ -1,7 +1,6 @@
 """Texts to embeddings: sorted by length, run through the encoder in few shapes, finished shards kept."""
 
-import collections
-import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -20,13 +19,9 @@ from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
 from radit_jax.models.dual_encoder import Encoder
 from radit_jax.progress import Progress, silent
+from radit_jax.retrieval.by_length import PAD_TOKENS, run_by_length
 from radit_jax.retrieval.shards import Shards
-from radit_jax.sharding import concatenate, gather, place_rows, row_shards, total
-
-#: Rows are padded to a multiple of this: at most max_tokens / 32 programs, and little padding once sorted by length.
-_PAD_TOKENS = 32
-#: Batches the device works on while the host prepares the next ones.
-_IN_FLIGHT = 2
+from radit_jax.sharding import concatenate, row_shards, total
 
 
 def embed_queries(
@@ -196,7 +191,7 @@ def encode_batch(encoder: Encoder, tokens: Int[Array, "N T"], mask: Bool[Array, 
 
 def _width(encoder: Encoder, mesh: Mesh | None) -> int:
   """Width E of what an encoder gives, without running it."""
-  shape = (1 if mesh is None else row_shards(mesh), _PAD_TOKENS)
+  shape = (1 if mesh is None else row_shards(mesh), PAD_TOKENS)
   probe = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
   return int(jax.eval_shape(encode_batch, encoder, *probe).shape[1])
 
@@ -213,48 +208,18 @@ def _encode_all(
   first_row: int,
   what: str,
 ) -> Float[np.ndarray, "n E"]:
-  """Embeddings of rows of ids in their order; longest first on the device, so memory is short at once or never."""
-  devices = 1 if mesh is None else row_shards(mesh)
-  if batch_size % devices:
-    raise UserError(f"batch_size {batch_size} over {devices} devices: choose a multiple of {devices}")
+  """Embeddings of rows of ids in their order."""
   if not ids:
     return np.empty((0, _width(encoder, mesh)), np.float32)
-  # A few rows (one question of `ask`) are not padded to a whole batch: to a power of two, so shapes stay few.
-  n_rows = min(batch_size, devices << (-(-len(ids) // devices) - 1).bit_length())
-  order = np.argsort([-len(row) for row in ids], kind="stable")
-  out: np.ndarray | None = None
-  in_flight: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
-  done = 0
-
-  def collect() -> None:
-    nonlocal out, done
-    rows, embeddings = in_flight.popleft()
-    values = gather(embeddings)[: len(rows)]
-    if out is None:
-      out = np.empty((len(ids), values.shape[1]), np.float32)
-    out[rows] = values
-    done += len(rows)
-    report(done)
-
-  pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-  for start in range(0, len(ids), n_rows):
-    rows = order[start : start + n_rows]
-    longest = max(1, len(ids[rows[0]]))
-    n_tokens = max(longest, min(max_tokens, -(-longest // _PAD_TOKENS) * _PAD_TOKENS))
-    tokens = np.full((n_rows, n_tokens), pad_id, np.int32)
-    mask = np.zeros((n_rows, n_tokens), bool)
-    mask[:, 0] = True  # a padding row or an empty text has one token, so that no pooling divides by zero
-    for i, row in enumerate(rows):
-      tokens[i, : len(ids[row])] = ids[row]
-      mask[i, : len(ids[row])] = True
-    batch = (tokens, mask) if mesh is None else place_rows((tokens, mask), mesh, whole=True)
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-      in_flight.append((rows, encode_batch(encoder, *batch)))
-    if len(in_flight) > _IN_FLIGHT:
-      collect()
-  while in_flight:
-    collect()
-  assert out is not None
+  out = run_by_length(
+    functools.partial(encode_batch, encoder),
+    ids,
+    pad_id=tokenizer.pad_token_id,
+    max_tokens=max_tokens,
+    batch_size=batch_size,
+    mesh=mesh,
+    report=report,
+  )
   finite = np.isfinite(out).all(axis=1)
   if not finite.all():
     row = first_row + int(np.argmin(finite))
