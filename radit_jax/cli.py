@@ -31,6 +31,8 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "prepare": ("radit_jax.verbs.prepare", "prepare", configs.PrepareConfig),
   "index": ("radit_jax.verbs.index", "index", configs.IndexConfig),
   "retrieve": ("radit_jax.verbs.retrieve", "retrieve", configs.RetrieveConfig),
+  "rerank": ("radit_jax.verbs.rerank", "rerank", configs.RerankConfig),
+  "mine-negatives": ("radit_jax.verbs.mine_negatives", "mine_negatives", configs.MineNegativesConfig),
   "bm25": ("radit_jax.verbs.bm25", "bm25", configs.Bm25Config),
   "score": ("radit_jax.verbs.score", "score", configs.ScoreConfig),
   "train-generator": ("radit_jax.verbs.train_generator", "train_generator", configs.TrainGeneratorConfig),
@@ -51,7 +53,10 @@ VERBS: dict[str, tuple[str, str, type]] = {
 #: In place of `prepare` where its options name a mix.
 MIX = ("radit_jax.verbs.prepare_mix", "prepare_mix", configs.PrepareMixConfig)
 #: Verbs that compute over all devices of all processes; the others work on files, in one.
-TOGETHER = ("run", "prepare", "index", "retrieve", "score", "train-generator", "train-retriever", "evaluate", "ask")
+TOGETHER = (
+  *("run", "prepare", "index", "retrieve", "rerank", "score"),
+  *("train-generator", "train-retriever", "evaluate", "ask"),
+)
 #: Verbs of which the same command continues what a signal has stopped.
 CONTINUED = {*TOGETHER, "quickstart"} - {"ask"}
 #: Verb -> the option whose value may come first without its name: `radit inspect batch`.

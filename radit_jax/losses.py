@@ -172,6 +172,46 @@ def lsr_loss(
   return jnp.sum(terms, axis=-1, where=where)
 
 
+def emdr2_loss(
+  scores: Float[Array, "... K"],
+  log_likelihoods: Float[Array, "... K"],
+  *,
+  where: Bool[Array, "... K"] | None = None,
+  temperature: float = 1.0,
+) -> Float[Array, "..."]:
+  r"""EMDR²: the passage is a latent variable, and the retriever alone is tuned to make the answer likely.
+
+  .. math:: L = -\log \sum_k p_{LM}(y \mid c_k \circ x) \, p_R(c_k \mid x)
+
+  That is the mixture of eq. (2) with a gradient in the scores only, :math:`\partial L / \partial s_k = (p_k - r_k)/T`,
+  :math:`r_k \propto p_{LM}(y \mid c_k \circ x) \, p_k` being the posterior of the passages. Atlas's code mixes the
+  passages anew for each answer token; here, as in its formula, the likelihood is the whole answer's.
+
+  Args:
+    scores: ``[..., K]`` dot products of the query with each passage; the gradient flows through them.
+    log_likelihoods: ``[..., K]`` sums of answer-token log-probabilities, in nats; no gradient flows into them. There is
+      no target of its own that a temperature could sharpen, and none that could underflow.
+    where: ``[..., K]`` bool, True for real passages.
+    temperature: softmax temperature of ``p_R`` > 0.
+
+  Returns:
+    ``[...]`` float32; 0 for a row without a real passage.
+
+  References:
+    Singh et al., End-to-end training of multi-document reader and retriever, arXiv 2106.05346; Izacard et al., Atlas,
+    arXiv 2208.03299, section 2.2.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> loss, gradient = jax.value_and_grad(emdr2_loss)(jnp.array([0.0, 0.0]), jnp.log(jnp.array([0.9, 0.1])))
+    >>> print(loss.round(4), gradient.round(4))  # prior .5 .5, posterior .9 .1
+    0.6931 [-0.4  0.4]
+  """
+  return -mixture_log_likelihood(
+    jax.lax.stop_gradient(jnp.asarray(log_likelihoods, jnp.float32)), scores, where=where, temperature=temperature
+  )
+
+
 def ralt_loss(
   log_likelihoods: Float[Array, "... K"],
   num_tokens: Int[Array, "... K"],

@@ -203,6 +203,31 @@ def test_mixture_gradient_is_the_posterior(rng):
   np.testing.assert_allclose(got, joint / joint.sum(), atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_emdr2_gradient_is_prior_minus_posterior(rng, temperature):
+  """Derived by hand: dL/ds = (p - r) / T, r the passages' posterior; also for an answer that underflows float32."""
+  for shift in (0.0, -300.0):
+    log_likelihoods, scores = rng.uniform(-6, 0, K) + shift, rng.normal(size=K)
+    prior = softmax64(scores / temperature)
+    joint = prior * np.exp(log_likelihoods - shift)
+    value, got = jax.value_and_grad(losses.emdr2_loss)(
+      jnp.asarray(scores, jnp.float32), jnp.asarray(log_likelihoods, jnp.float32), temperature=temperature
+    )
+    np.testing.assert_allclose(value, -np.log(joint.sum()) - shift, rtol=1e-5)
+    # A log-likelihood near -300 is a multiple of 3e-5 in float32, and the posterior no more exact than that.
+    np.testing.assert_allclose(
+      got, (prior - joint / joint.sum()) / temperature, atol=(2e-4 if shift else 1e-6) / temperature
+    )
+    assert abs(float(got.sum())) < 2e-6 / temperature
+
+
+def test_emdr2_leaves_the_likelihoods_alone_and_rests_where_all_passages_are_alike():
+  args = jnp.array([0.3, -1.0]), jnp.log(jnp.array([0.9, 0.1]))
+  assert jax.grad(losses.emdr2_loss, argnums=1)(*args).tolist() == [0.0, 0.0]
+  alike = jax.grad(losses.emdr2_loss)(jnp.array([0.3, -1.0, 2.0]), jnp.full(3, -7.0))
+  np.testing.assert_allclose(alike, np.zeros(3), atol=1e-6)
+
+
 # Masks. Each function as one of (first argument to differentiate by, the rest), reduced to a scalar.
 
 
@@ -222,6 +247,7 @@ MASKED = {
   "ralt": ralt,
   "mixture": lambda x, y, where: losses.mixture_log_likelihood(x, y, where=where),
   "mixture_scores": lambda x, y, where: losses.mixture_log_likelihood(y, x, where=where),
+  "emdr2": lambda x, y, where: losses.emdr2_loss(x, y, where=where),
   "contrastive": lambda x, y, where: losses.contrastive_loss(x, jnp.arange(x.shape[-1]) == 0, where=where),
 }
 

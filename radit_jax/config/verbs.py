@@ -265,6 +265,75 @@ class RetrieveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RerankConfig:
+  """Scores retrieved passages anew, with a tuned query encoder or a cross-encoder, and keeps the best ones.
+
+  Attributes:
+    retrieved: retrieved-example store.
+    passages: passage store.
+    out: directory of the new retrieved-example store.
+    cross_encoder: Hugging Face directory of a BERT, RoBERTa or XLM-RoBERTa for sequence classification with one label;
+      it reads each question together with each passage.
+    encoder: Hugging Face directory of a query encoder in its place, held against the index's stored embeddings.
+    index: index made by `index`; for encoder.
+    passage_encoder: directory of the query encoder's passage encoder, if that is another one and it does not name it.
+    k: passages kept per question, the best ones first.
+    batch_size: pairs, or questions, per call of the model.
+    embedding: of encoder: pooling, prompts and limits that its files do not say.
+    mesh: devices.
+  """
+
+  retrieved: str
+  passages: str
+  out: str
+  cross_encoder: str | None = None
+  encoder: str | None = None
+  index: str | None = None
+  passage_encoder: str | None = None
+  k: int = 10
+  batch_size: int = 64
+  embedding: EmbeddingOptions = EmbeddingOptions()
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    local_paths(self)
+    at_least(self, "k", 1)
+    at_least(self, "batch_size", 1)
+    if (self.cross_encoder is None) == (self.encoder is None):
+      raise UserError(
+        f"RerankConfig: cross_encoder = {self.cross_encoder!r} and encoder = {self.encoder!r}: give one of them"
+      )
+    if (self.encoder is None) != (self.index is None):
+      raise UserError(
+        f"RerankConfig: encoder = {self.encoder!r} and index = {self.index!r}: a query encoder needs the index whose "
+        "stored embeddings it is held against, and nothing else here does"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class MineNegativesConfig:
+  """Writes the passages nearest to each question that are wrong, for `train-retriever --loss contrastive`.
+
+  A passage is passed over that is gold, a copy of a gold one or of one taken before, or holds an answer.
+
+  Attributes:
+    retrieved: retrieved-example store of questions whose gold passages are known.
+    passages: passage store.
+    out: JSONL file.
+    negatives: passages per question at most, the best ones first; `train-retriever` takes k - 1.
+  """
+
+  retrieved: str
+  passages: str
+  out: str
+  negatives: int = 9
+
+  def __post_init__(self) -> None:
+    local_paths(self)
+    at_least(self, "negatives", 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class ScoreConfig:
   """Computes the LSR teacher: log p(y | c_j ∘ x) of every retrieved passage under a frozen generator.
 
@@ -351,7 +420,7 @@ class TrainGeneratorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainRetrieverConfig:
-  """Tunes the query encoder: LSR (eqs. 4-5), or the contrastive loss it must be held against.
+  """Tunes the query encoder: LSR (eqs. 4-5), or the losses it must be held against.
 
   Attributes:
     workdir: directory of this run; the tuned encoder is written to `query_encoder/` in it.
@@ -359,14 +428,18 @@ class TrainRetrieverConfig:
     passage_encoder: directory of its passage encoder, if that is another one and the query encoder does not name it.
     retrieved: retrieved-example store to train on.
     dev_retrieved: retrieved-example store the best checkpoint is picked on.
-    scores: score store of `retrieved`; LSR's teacher, not needed for the contrastive loss.
+    scores: score store of `retrieved`, the teacher of "lsr" and "emdr2".
     dev_scores: score store of `dev_retrieved`.
+    negatives: of contrastive: JSONL file of hard negatives of the training questions, made by `mine-negatives`; they
+      take the place of the passages retrieved. A question that is not in it has its gold passage alone.
     index: index whose stored embeddings the queries are held against.
-    loss: "lsr" or "contrastive" (gold passage against all passages of the batch).
+    loss: "lsr"; "emdr2" (the answer's likelihood under the mixture of eq. 2, as in Atlas); "distill" (as lsr, towards
+      the scores of the cross-encoder by which the two stores were re-ranked); or "contrastive" (gold passage against
+      all passages of the batch).
     k: passages per question.
-    score: what of the teacher's log-likelihoods becomes the target, see `radit_jax.losses.lsr_log_targets`.
-    lm_temperature: the τ of eq. 4.
-    direction: "retriever_to_lm" is KL(p_R || p_LSR), the paper's.
+    score: of lsr: what of the teacher's log-likelihoods becomes the target, see `radit_jax.losses.lsr_log_targets`.
+    lm_temperature: of lsr: the τ of eq. 4.
+    direction: of lsr and distill: "retriever_to_lm" is KL(p_R || p_LSR), the paper's.
     shuffle_teacher: control: the teacher's scores are permuted within each question, so they say nothing.
     optimizer: learning rates.
     loop: steps, batch and checkpoints.
@@ -385,6 +458,7 @@ class TrainRetrieverConfig:
   passage_encoder: str | None = None
   scores: str | None = None
   dev_scores: str | None = None
+  negatives: str | None = None
   loss: LossName = "lsr"
   k: int = 10
   score: TargetScore = "token_prob"
@@ -412,8 +486,12 @@ class TrainRetrieverConfig:
         f"TrainRetrieverConfig: the negatives of loss contrastive are the whole batch; it cannot run with "
         f"loop.accumulate {self.loop.accumulate}"
       )
-    if self.loss == "lsr" and (self.scores is None or self.dev_scores is None):
-      raise UserError("TrainRetrieverConfig: loss lsr needs --scores and --dev-scores (made by `radit score`)")
+    if self.negatives is not None and self.loss != "contrastive":
+      raise UserError(
+        f"TrainRetrieverConfig: negatives say nothing to loss {self.loss}; leave them out, or choose loss contrastive"
+      )
+    if self.loss in ("lsr", "emdr2") and (self.scores is None or self.dev_scores is None):
+      raise UserError(f"TrainRetrieverConfig: loss {self.loss} needs --scores and --dev-scores (made by `radit score`)")
 
 
 @dataclasses.dataclass(frozen=True)

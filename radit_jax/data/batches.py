@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -232,6 +232,8 @@ def lsr_batches(
   batch_size: int,
   prompt: str = "",
   gold_first: bool = False,
+  negatives: Mapping[str, Sequence[int]] | None = None,
+  own_scores: bool = False,
   shuffle_teacher: int | None = None,
   start: int = 0,
   share: RowShare = RowShare(),
@@ -250,6 +252,10 @@ def lsr_batches(
     prompt: put in front of every query.
     gold_first: puts the first gold passage before the k - 1 best others, so that every question with a gold passage has
       a positive one; the retriever may not have found it. Not with ``scores``, which know the retrieved ones only.
+    negatives: with ``gold_first``: rows of each question that take the place of those retrieved, by its id; a question
+      without any has its gold passage alone.
+    own_scores: the scores that the examples were retrieved with take the place of the teacher's log-likelihoods, each
+      as of one token. Not with ``scores``.
     shuffle_teacher: seed of the control: the teacher's scores are permuted within each question, the same way in every
       epoch.
     start: first step.
@@ -261,10 +267,10 @@ def lsr_batches(
 
   Raises:
     UserError: a batch size that the parts do not divide; k above the passages scored; an example without scores.
-    ValueError: ``gold_first`` with ``scores``.
+    ValueError: two of ``scores``, ``own_scores`` and ``gold_first``.
   """
-  if gold_first and scores is not None:
-    raise ValueError("gold_first puts a passage in front that the teacher may not have scored")
+  if (scores is not None) + own_scores + gold_first > 1:
+    raise ValueError("scores, own_scores and gold_first: at most one (a gold passage need not have been scored)")
   if scores is not None and k > scores.manifest["k"]:
     raise UserError(f"k = {k} passages per question, {scores.path} holds scores of {scores.manifest['k']}; lower --k")
   encode = EncoderTokenizer(tokenizer, max_tokens, prompt)
@@ -281,9 +287,14 @@ def lsr_batches(
     log_likelihood = np.zeros((size, k), np.float32)
     num_tokens = np.zeros((size, k), np.int32)
     for b, example in enumerate(examples):
-      rows[b] = _passage_rows(example, k, gold_first)
+      rows[b] = _passage_rows(example, k, gold_first, negatives)
       positive[b] = np.isin(rows[b], example.gold_rows) & (rows[b] >= 0)
-    for b, teacher in enumerate(scores.of([example.id for example in examples]) if scores is not None else ()):
+    teachers: list[PassageScores] = []
+    if scores is not None:
+      teachers = scores.of([example.id for example in examples])
+    elif own_scores:
+      teachers = [PassageScores(e.id, e.scores, np.ones(len(e.scores), np.int32), e.valid) for e in examples]
+    for b, teacher in enumerate(teachers):
       rows[b, ~teacher.valid[:k]] = -1
       order = _order(teacher, k, shuffle_teacher)
       log_likelihood[b], num_tokens[b] = teacher.log_likelihood[order], teacher.num_tokens[order]
@@ -393,12 +404,17 @@ def contexts_of(examples: Sequence[RetrievedExample], passages: PassageStore, k:
   return _requests(examples, passages, k, True, seed=None)
 
 
-def _passage_rows(example: RetrievedExample, k: int, gold_first: bool) -> list[int]:
+def _passage_rows(
+  example: RetrievedExample, k: int, gold_first: bool, negatives: Mapping[str, Sequence[int]] | None
+) -> list[int]:
+  """Rows of k passages, -1 where there is none."""
   rows = [int(r) if v else -1 for r, v in zip(example.passage_rows[:k], example.valid[:k], strict=True)]
-  if not gold_first or not example.gold_rows:
-    return rows
-  gold = example.gold_rows[0]
-  return [gold, *(r for r in rows if r != gold)][:k]
+  if negatives is not None:
+    rows = [*negatives.get(example.id, ())]
+  if gold_first and example.gold_rows:
+    gold = example.gold_rows[0]
+    rows = [gold, *(r for r in rows if r != gold)]
+  return [*rows[:k], *[-1] * (k - len(rows))]
 
 
 def _order(teacher: PassageScores, k: int, seed: int | None) -> Int[np.ndarray, "k"]:

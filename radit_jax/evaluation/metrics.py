@@ -147,6 +147,22 @@ def first_hit(
   return next((rank for rank, row in enumerate(map(int, passage_rows)) if right(row)), len(passage_rows))
 
 
+def hit_figures(hits: Sequence[int], k: int) -> tuple[dict[int, float], float]:
+  """recall@1, @5 and @10, as far as k goes, and the mean reciprocal rank of hits among the first k.
+
+  Args:
+    hits: of every question, see :func:`first_hit`; there may be none.
+    k: passages that count.
+
+  Example:
+    >>> hit_figures([0, 3, 1], 2)
+    ({1: 0.3333333333333333}, 0.5)
+  """
+  rank = np.asarray(hits)
+  recall = {cut: float(np.mean(rank < cut)) if len(rank) else 0.0 for cut in (1, 5, 10) if cut <= k}
+  return recall, float(np.mean(np.where(rank < k, 1 / (rank + 1), 0))) if len(rank) else 0.0
+
+
 def bootstrap_interval(
   values: Float[np.ndarray, "n"] | Sequence[float], *, samples: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:

@@ -121,6 +121,19 @@ def lsr_objective(
   return jnp.sum(values), jnp.sum(jnp.any(batch.context_mask, axis=-1)).astype(jnp.float32)
 
 
+def emdr2_objective(
+  query_encoder: Callable[..., Array], batch: LSRBatch, *, score_temperature: float
+) -> tuple[Array, Array]:
+  """EMDR² per question that has a passage."""
+  values = losses.emdr2_loss(
+    _passage_scores(query_encoder, batch),
+    batch.log_likelihood,
+    where=batch.context_mask,
+    temperature=score_temperature,
+  )
+  return jnp.sum(values), jnp.sum(jnp.any(batch.context_mask, axis=-1)).astype(jnp.float32)
+
+
 def contrastive_objective(
   query_encoder: Callable[..., Array], batch: LSRBatch, *, score_temperature: float
 ) -> tuple[Array, Array]:

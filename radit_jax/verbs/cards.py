@@ -97,12 +97,14 @@ def generator_card(recipe: dict[str, Any], table: str = "", data_licence: str = 
 
 def encoder_card(recipe: dict[str, Any], table: str = "", data_licence: str = NOT_STATED) -> str:
   """The model card of a query encoder."""
-  how = (
-    f"by LSR (RA-DIT, Lin et al. 2023, eqs. 4-5): towards those of its {recipe['k']} best passages under which the "
-    f"language model finds the answer likeliest, at τ = {recipe['lm_temperature']}"
-    if recipe["method"] == "lsr"
-    else "to tell the gold passage from all others (contrastive loss)"
-  )
+  how = {
+    "lsr": f"by LSR (RA-DIT, Lin et al. 2023, eqs. 4-5): towards those of its {recipe['k']} best passages under which "
+    f"the language model finds the answer likeliest, at τ = {recipe['lm_temperature']}",
+    "emdr2": f"by EMDR² (Singh et al. 2021): to make the answer likely under the mixture of its {recipe['k']} best "
+    "passages",
+    "distill": f"towards a cross-encoder's scores of its {recipe['k']} best passages",
+    "contrastive": "to tell the gold passage from all others (contrastive loss)",
+  }[recipe["method"]]
   use = (
     "It encodes questions. Passages are encoded by the encoder it was tuned against, whose fingerprint stands in "
     "`radit.json`."

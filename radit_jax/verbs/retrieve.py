@@ -16,7 +16,7 @@ from radit_jax.data.corpus import PassageStore, check_passages
 from radit_jax.data.examples import RetrievedExample, RetrievedStore, write_retrieved
 from radit_jax.data.plan import sample
 from radit_jax.errors import UserError
-from radit_jax.evaluation.metrics import first_hit
+from radit_jax.evaluation.metrics import first_hit, hit_figures
 from radit_jax.models.pretrained import (
   encoder_temperature,
   fingerprint,
@@ -112,8 +112,7 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
         _store(found, dropped, questions, store, config, wanted)
   manifest = files.read_manifest(config.out, "retrieved")
   rank = np.asarray(manifest["hits"])
-  recall = {k: float(np.mean(rank < k)) if len(rank) else 0.0 for k in (1, 5, 10) if k <= config.k}
-  mrr = float(np.mean(np.where(rank < config.k, 1 / (rank + 1), 0))) if len(rank) else 0.0
+  recall, mrr = hit_figures(manifest["hits"], config.k)
   ends = np.cumsum([0, *(count for _, count in manifest.get("searched", []))])
   found_by_set = {
     name: (int(np.sum(rank[start : start + count] < config.k)), count)

@@ -1,14 +1,15 @@
-"""`radit train-retriever`: LSR (eqs. 4-5) on stored scores, or the contrastive loss it must be held against."""
+"""`radit train-retriever`: LSR (eqs. 4-5) on stored scores, or the losses it must be held against."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from radit_jax import files, runs, sharding
 from radit_jax.config import TrainRetrieverConfig
 from radit_jax.data.batches import lsr_batches, query_lengths
 from radit_jax.data.examples import RetrievedStore, ScoreStore
 from radit_jax.data.mixture import mixture_of
+from radit_jax.data.negatives import read_negatives
 from radit_jax.data.plan import PlannedBatch
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import (
@@ -25,7 +26,7 @@ from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.index import load_index
 from radit_jax.sharding import RowShare
 from radit_jax.training.loop import Batch
-from radit_jax.training.step import Objective, contrastive_objective, lsr_objective
+from radit_jax.training.step import Objective, contrastive_objective, emdr2_objective, lsr_objective
 from radit_jax.verbs import cards, tuning
 
 
@@ -68,7 +69,9 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: stale scores, an index of another encoder, k above the passages scored, no gold passages to contrast.
+    UserError: stale scores, an index of another encoder, k above the passages scored, stores that no cross-encoder
+      re-ranked, no gold passages to contrast,
+      negatives of other questions or passages.
     TrainingError: repeated non-finite steps.
     Preempted: SIGTERM; the state is saved.
   """
@@ -81,8 +84,13 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
       raise UserError(f"k = {config.k} passages per question, the {name} store holds {store.manifest['k']}; lower --k")
     if store.manifest["passages"] != index.manifest["passages_fingerprint"]:
       raise UserError(f"the {name} store was retrieved from another passage store than {config.index} holds")
+    if config.loss == "distill" and "cross_encoder" not in store.manifest:
+      raise UserError(
+        f"{store.path}: its scores are a query encoder's, and no teacher; `radit rerank --cross-encoder` makes a store "
+        "that has a cross-encoder's"
+      )
   scores: dict[str, ScoreStore | None] = {"train": None, "dev": None}
-  if config.loss == "lsr":
+  if config.loss in ("lsr", "emdr2"):
     for name, path in (("train", config.scores), ("dev", config.dev_scores)):
       assert path is not None  # checked by the config
       scores[name] = opened = ScoreStore(path, retrieved=stores[name])
@@ -97,6 +105,11 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     "scores": "none" if scores["train"] is None else scores["train"].fingerprint,
     "dev_scores": "none" if scores["dev"] is None else scores["dev"].fingerprint,
   }
+  negatives = None
+  if config.negatives is not None:
+    negatives = read_negatives(config.negatives, index.manifest["passages_fingerprint"])
+    _check_negatives(config, negatives, stores["train"], len(index))
+    inputs["negatives"] = files.sha256_file(config.negatives)
   wanted = runs.recipe(config, inputs=inputs)
   verb = f"train-retriever {config.loss}"
   done = tuning.finished_result(TrainRetrieverResult, "query_encoder", config.workdir, verb, wanted, config.loop)
@@ -135,6 +148,8 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
         prompt=prompt,
         batch_size=size,
         gold_first=config.loss == "contrastive",
+        negatives=negatives if name == "train" else None,
+        own_scores=config.loss == "distill",
         shuffle_teacher=loop.seed if config.shuffle_teacher else None,
         start=start,
         share=share,
@@ -143,7 +158,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
 
   model, figures = tuning.tune(
     encoder,
-    _objective(config, temperature),
+    _objective(config, temperature, stores["train"].manifest["score_temperature"]),
     lambda start: stream("train", plans.train, loop.batch_size, start),
     lambda: stream("dev", plans.dev, plans.dev_size),
     first_batch=lambda: next(stream("train", plans.train, loop.batch_size, share=RowShare())),
@@ -153,7 +168,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     total_steps=len(plans.train),
     tokenizer=tokenizer,
     mesh=mesh,
-    stage=f"train retriever ({'shuffled lsr' if config.shuffle_teacher else config.loss})",
+    stage=f"train retriever ({'shuffled ' if config.shuffle_teacher else ''}{config.loss})",
     progress=progress,
   )
   model = tuning.export_tuned(model, load, config, base=config.encoder)
@@ -172,9 +187,34 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   return result
 
 
-def _objective(config: TrainRetrieverConfig, temperature: float) -> Objective:
+def _check_negatives(
+  config: TrainRetrieverConfig, negatives: Mapping[str, Sequence[int]], retrieved: RetrievedStore, count: int
+) -> None:
+  """Refuses negatives of questions that are not trained on, and rows that no passage has."""
+  known = {example.id for example in retrieved}
+  if other := next((question for question in negatives if question not in known), None):
+    raise UserError(
+      f"{config.negatives}: question {other!r} is not among the {len(known)} of {retrieved.path}; mine from this store"
+    )
+  largest = max((row for rows in negatives.values() for row in rows), default=0)
+  if largest >= count:
+    raise UserError(f"{config.negatives}: row {largest}, but {config.index} holds {count} passages; mine again")
+
+
+def _objective(config: TrainRetrieverConfig, temperature: float, teacher_temperature: float) -> Objective:
+  """The loss; ``teacher_temperature`` is the one at which eq. 2 reads the scores of the store."""
   if config.loss == "contrastive":
     return functools.partial(contrastive_objective, score_temperature=temperature)
+  if config.loss == "emdr2":
+    return functools.partial(emdr2_objective, score_temperature=temperature)
+  if config.loss == "distill":
+    return functools.partial(
+      lsr_objective,
+      score_temperature=temperature,
+      lm_temperature=teacher_temperature,
+      score="log_prob",
+      direction=config.direction,
+    )
   return functools.partial(
     lsr_objective,
     score_temperature=temperature,
