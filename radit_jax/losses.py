@@ -203,9 +203,9 @@ def emdr2_loss(
 
   Example:
     >>> import jax, jax.numpy as jnp
-    >>> loss, gradient = jax.value_and_grad(emdr2_loss)(jnp.array([0.0, 0.0]), jnp.log(jnp.array([0.9, 0.1])))
-    >>> print(loss.round(4), gradient.round(4))  # prior .5 .5, posterior .9 .1
-    0.6931 [-0.4  0.4]
+    >>> loss, gradient = jax.value_and_grad(emdr2_loss)(jnp.array([0.0, 0.0]), jnp.log(jnp.array([0.75, 0.25])))
+    >>> print(loss.round(4), gradient.round(4))  # prior .5 .5, posterior .75 .25
+    0.6931 [-0.25  0.25]
   """
   return -mixture_log_likelihood(
     jax.lax.stop_gradient(jnp.asarray(log_likelihoods, jnp.float32)), scores, where=where, temperature=temperature

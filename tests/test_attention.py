@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from radit_jax.models.attention import attention
+from radit_jax.models.attention import attention, attention_keys_first
 
 
 def _oracle(q, k, v, mask):
@@ -65,3 +65,25 @@ def test_query_without_a_key_is_finite_forward_and_backward(rng):
   value, gradients = jax.value_and_grad(f, argnums=(0, 1, 2))(*map(jnp.float32, (q, k, v)))
   assert np.isfinite(value)
   assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_keys_first_is_the_plain_form_with_its_gradients(rng):
+  """The form that encoders take on a CPU, also for a text without a visible token and in bfloat16."""
+  q, k, v, g = (jnp.asarray(rng.normal(size=(3, 7, 2, 4)), jnp.float32) for _ in range(4))
+  keys = jnp.arange(7) < jnp.array([7, 3, 0])[:, None]
+  mask = jnp.broadcast_to(keys[:, None, None, :], (3, 1, 7, 7))
+
+  def both(q, k, v):
+    return (
+      jax.vjp(lambda *x: attention_keys_first(*x, keys=keys), q, k, v),
+      jax.vjp(lambda *x: attention(*x, mask=mask), q, k, v),
+    )
+
+  (ours, our_gradients), (plain, plain_gradients) = both(q, k, v)
+  np.testing.assert_allclose(ours, plain, atol=1e-6)
+  for a, b in zip(our_gradients(g), plain_gradients(g), strict=True):
+    np.testing.assert_allclose(a[:2], b[:2], atol=1e-5)
+    assert np.isfinite(a).all()
+  (ours, _), (plain, _) = both(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+  assert ours.dtype == jnp.bfloat16
+  np.testing.assert_allclose(ours.astype(jnp.float32), plain.astype(jnp.float32), atol=2e-2)

@@ -41,7 +41,8 @@ class PrepareConfig:
   Attributes:
     workdir: directory the stores are written into.
     corpus: file or folder of documents.
-    questions: file of questions with answers, or a folder of such files.
+    questions: file of questions with answers, or a folder of such files; None makes the passage store alone, to be
+      searched with questions that nothing is trained on.
     corpus_format: "jsonl" (id, text, maybe title, section, metadata), "beir" (a folder with corpus.jsonl), "dpr"
       (psgs_w100.tsv), "kilt" (its knowledge source), "squad", "folder" (texts, Markdown, HTML; PDF and Office files
       with the extra "office"), or "tfds" (a folder that TFDS prepared, such as Wikipedia). gzip, bzip2 and Zstandard
@@ -65,7 +66,7 @@ class PrepareConfig:
 
   workdir: str
   corpus: str
-  questions: str
+  questions: str | None = None
   corpus_format: CorpusFormat = "jsonl"
   questions_format: QuestionFormat = "jsonl"
   max_passage_words: int = 100

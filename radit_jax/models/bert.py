@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from radit_jax.config import Remat
 from radit_jax.errors import UserError
-from radit_jax.models.attention import attention
+from radit_jax.models.attention import attention, attention_keys_first, platform_in_force
 from radit_jax.models.embedding import look_up
 from radit_jax.models.kernels import project
 from radit_jax.models.remat import rematerialized
@@ -105,14 +105,19 @@ class BertLayer(nnx.Module):
     self.mlp_norm = vector(1.0, width, "norm")
     self.mlp_norm_bias = vector(0.0, width, "norm")
 
-  def __call__(self, x: Float[Array, "N T D"], mask: Bool[Array, "N 1 T T"]) -> Float[Array, "N T D"]:
+  def __call__(self, x: Float[Array, "N T D"], mask: Bool[Array, "N T"]) -> Float[Array, "N T D"]:
     """One layer: each block's output is added to its input, and the sum normalised."""
     eps, heads = self.config.layer_norm_eps, (*x.shape[:2], self.config.num_heads, -1)
     flat = x.reshape(-1, x.shape[-1])  # a [N, T, D] operand makes XLA on CPU copy to transpose kernel gradients
     q = project(flat, self.q_kernel, self.q_bias).reshape(heads)
     k = project(flat, self.k_kernel, self.k_bias).reshape(heads)
     v = project(flat, self.v_kernel, self.v_bias).reshape(heads)
-    attended = attention(q, k, v, mask=mask).reshape(flat.shape)
+    if platform_in_force() == "cpu":
+      attended = attention_keys_first(q, k, v, keys=mask)
+    else:
+      pairs = jnp.broadcast_to(mask[:, None, None, :], (len(x), 1, x.shape[1], x.shape[1]))
+      attended = attention(q, k, v, mask=pairs)
+    attended = attended.reshape(flat.shape)
     flat = flat + project(attended, self.o_kernel, self.o_bias)
     flat = _layer_norm(flat, self.attention_norm[...], self.attention_norm_bias[...], eps)
     h = jax.nn.gelu(project(flat, self.up_kernel, self.up_bias), approximate=False)
@@ -183,10 +188,9 @@ class Bert(nnx.Module):
     x = look_up(self.word_embedding, tokens, jnp.float32)
     x = x + places.astype(jnp.float32) + self.type_embedding[...][0 if types is None else types]
     x = _layer_norm(x, self.embedding_norm[...], self.embedding_norm_bias[...], config.layer_norm_eps)
-    keys = jnp.broadcast_to(mask[:, None, None, :], (len(tokens), 1, num_tokens, num_tokens))
 
     def layer_step(x: Array, layer: BertLayer) -> tuple[Array, None]:
-      return layer(x, keys), None
+      return layer(x, mask), None
 
     return jax.lax.scan(rematerialized(layer_step, self.remat), x.astype(self.dtype), self.layers)[0]
 

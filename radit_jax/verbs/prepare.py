@@ -65,7 +65,8 @@ class PrepareResult:
     lines = [f"{self.num_passages} passages of {self.num_documents} documents: {self.passages}"]
     if self.num_duplicates:
       lines.append(f"{self.num_duplicates} more passages stood before, word by word: left out")
-    lines.append(f"questions: {counts}; {self.num_gold} with a gold passage: {self.split}")
+    if any(self.num_questions.values()):
+      lines.append(f"questions: {counts}; {self.num_gold} with a gold passage: {self.split}")
     if self.num_foreign_contexts:
       lines.append(f"{self.num_foreign_contexts} questions carry a context that is the text of no document: not used")
     lines += self.skipped_lines
@@ -88,7 +89,8 @@ def prepare(config: PrepareConfig, *, prompt: Prompt | None = None, progress: Pr
   root = pathlib.Path(config.workdir)
   passages, split = root / "passages", root / "split"
   sources = corpus_sources(config)
-  inputs = {"corpus": fingerprint_sources(sources), "questions": fingerprint_path(config.questions)}
+  asked = "none" if config.questions is None else fingerprint_path(config.questions)
+  inputs = {"corpus": fingerprint_sources(sources), "questions": asked}
   if config.passage_encoder is not None:
     inputs["passage_encoder"] = fingerprint(config.passage_encoder, config.embedding)
   if prompt is not None and config.on_error == "skip":  # else it refuses, and changes nothing of what is made
@@ -125,11 +127,12 @@ def _prepare(
     except UserError as e:
       raise BadRecord(str(e), reason=f"an answer of more than {prompt.config.max_answer_tokens} tokens") from None
 
-  examples = list(
-    read_examples(
+  examples: list[Example] = []
+  if config.questions is not None:
+    found = read_examples(
       config.questions, format=config.questions_format, on_error=config.on_error, skipped=skipped, check=check
     )
-  )
+    examples += found
   build = Build(
     passages,
     config.corpus,
@@ -146,12 +149,12 @@ def _prepare(
   try:
     build.scan(progress)
     # Everything that can be wrong with the questions is found before anything is written.
-    gold_documents = [_gold_documents(e, build, config.questions) for e in examples]
+    gold_documents = [_gold_documents(e, build, str(config.questions)) for e in examples]
     groups = [_group(e, config.split_by, gold, build.titles) for e, gold in zip(examples, gold_documents, strict=True)]
     for example in examples:
       if not example.answers:
         raise UserError(f"{config.questions}: question {example.id!r} has no answer, which training and the table need")
-    assigned = _assign(groups, config)
+    assigned = _assign(groups, config) if examples else {}
     made = build.write({"recipe": wanted, "sources": sources}, progress)
   except UserError:
     build.discard()
