@@ -429,8 +429,6 @@ def at(moment, root, **options):
   if moment == "point":
     make = versions.make_current
     versions.make_current = lambda path, n: make(path, n) if str(path).endswith("index") else die()
-  if moment == "prune":
-    versions.prune = die
   index(IndexConfig(**options), progress=say)
 
 root, moments, encoder = sys.argv[1], sys.argv[2].split(","), sys.argv[3]
