@@ -65,7 +65,7 @@ def mine_negatives(config: MineNegativesConfig, *, progress: Progress = silent) 
   """
   store = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
-  check_passages(retrieved.manifest["passages"], store, config.retrieved)
+  store = check_passages(retrieved.manifest["passages"], store, config.retrieved)
   dropped: collections.Counter[str] = collections.Counter()
   left_out: collections.Counter[str] = collections.Counter()
   lines: list[str] = []

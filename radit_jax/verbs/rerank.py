@@ -70,7 +70,7 @@ def rerank(config: RerankConfig, *, progress: Progress = silent) -> RerankResult
   """
   store = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
-  check_passages(retrieved.manifest["passages"], store, config.retrieved)
+  store = check_passages(retrieved.manifest["passages"], store, config.retrieved)
   if config.k > retrieved.manifest["k"]:
     raise UserError(f"k = {config.k} passages to keep, {config.retrieved} holds {retrieved.manifest['k']} per question")
   inputs = {"retrieved": retrieved.fingerprint, "passages": store.fingerprint}
