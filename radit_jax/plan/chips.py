@@ -37,6 +37,14 @@ CHIPS = {
   "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 600e9, 52),
   "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 400e9, 22),
 }
+#: Chips and cards as JAX names them -> FLOPs of bfloat16 per second, without sparsity; the makers' data sheets.
+_PEAKS = {
+  **{"TPU v5 lite": CHIPS["v5e"].peak_flops, "TPU v5e": CHIPS["v5e"].peak_flops},
+  **{"TPU v5": CHIPS["v5p"].peak_flops, "TPU v5p": CHIPS["v5p"].peak_flops},
+  **{"TPU v6 lite": CHIPS["v6e"].peak_flops, "TPU v6e": CHIPS["v6e"].peak_flops},
+  **{"NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12},
+  **{"NVIDIA H100 80GB HBM3": 989.4e12, "NVIDIA H200": 989.4e12},
+}
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 #: Shapes that can be rented, smallest first.
@@ -56,6 +64,16 @@ class Slice:
   name: str
   chip: Chip
   chips: int
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """FLOPs of bfloat16 per second of a device by the name that JAX gives it; None for one that is not known, as a CPU.
+
+  Example:
+    >>> peak_flops("TPU v5 lite"), peak_flops("cpu")
+    (197000000000000.0, None)
+  """
+  return _PEAKS.get(device_kind)
 
 
 def slice_named(name: str) -> Slice:
