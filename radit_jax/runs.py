@@ -1,9 +1,14 @@
 """Recipes: what made a directory, so that the same command continues it and another one is refused."""
 
+import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import os
+import pathlib
 import platform
+import shutil
+import subprocess
 from typing import Any
 
 import radit_jax
@@ -11,6 +16,22 @@ from radit_jax import files, hosts
 from radit_jax.errors import UserError
 
 RUN = "run.json"
+#: Packages whose versions a run writes down.
+_PACKAGES = (
+  *(
+    "jax",
+    "jaxlib",
+    "libtpu",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+  ),
+  *("grain", "tensorflow-datasets", "array_record", "scann", "qwix"),
+)
 #: Options a continued run may change: they alter neither data nor the meaning of a step.
 FREE = (
   "loop.steps",
@@ -18,7 +39,11 @@ FREE = (
   "loop.log_every",
   "loop.keep",
   "loop.patience",
+  "loop.select",
+  "loop.dev_questions",
   "loop.accumulate",
+  "loop.tensorboard",
+  "loop.wandb",
   "remat",
   "verify",
   "mesh.data",
@@ -27,7 +52,7 @@ FREE = (
 #: main rows: free too, by their full names.
 FREE_NAMES = (
   *("batch_size", "encode_batch_size", "score_batch_size", "answer_batch_size"),
-  *("controls", "tune", "processes", "milvus_uri"),
+  *("controls", "tune", "processes", "milvus_uri", "redact"),
 )
 
 
@@ -111,14 +136,23 @@ def check_run(workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any]
 
 
 def open_run(
-  workdir: str | os.PathLike[str], verb: str, wanted: dict[str, Any], *, attention: dict[str, str] | None = None
+  workdir: str | os.PathLike[str],
+  verb: str,
+  wanted: dict[str, Any],
+  *,
+  config: Any = None,
+  attention: dict[str, str] | None = None,
 ) -> None:
-  """Writes ``run.json`` (resolved options, versions, fingerprints), after :func:`check_run`.
+  """Writes ``run.json``, all that is needed to repeat the run, after :func:`check_run`.
+
+  These are the resolved options and fingerprints of the inputs (``recipe``), where the inputs lay (``paths``), versions
+  of the packages, the commit of a checkout, and what devices there were. Nothing of the environment is written down.
 
   Args:
     workdir: of the run.
     verb: its name.
     wanted: see :func:`recipe`.
+    config: whose options of text that ``wanted`` does not have, but for the work directory, are paths.
     attention: form of attention and why it was chosen: written down, and no part of the recipe. None keeps what an
       earlier call has written.
 
@@ -126,12 +160,49 @@ def open_run(
     UserError: the directory belongs to another verb or recipe.
   """
   check_run(workdir, verb, wanted)
-  versions = {n: importlib.metadata.version(n) for n in ("jax", "flax", "optax", "orbax-checkpoint", "transformers")}
-  versions |= {"radit_jax": radit_jax.__version__, "python": platform.python_version()}
   path = files.location(workdir) / RUN
-  if attention is None and path.exists():
-    attention = files.read_json(path).get("attention")
-  beside = {} if attention is None else {"attention": attention}
+  beside = files.read_json(path) if path.exists() else {}
+  if config is not None:
+    options = dataclasses.asdict(config)
+    known = {*wanted["options"], "workdir"}
+    beside["paths"] = {n: v for n, v in options.items() if n not in known and isinstance(v, str | None)}
+  if attention is not None:
+    beside["attention"] = attention
+  about = {"versions": _versions(), "commit": _commit(), "devices": _devices()}
   with hosts.one_writes() as mine:
     if mine:
-      files.write_json(path, {"verb": verb, "recipe": wanted, "versions": versions, **beside})
+      files.write_json(path, {**beside, "verb": verb, "recipe": wanted, **about})
+
+
+def _versions() -> dict[str, str]:
+  """Of Python, this package, and what it stands on, so far as it is installed."""
+  out = {"radit_jax": radit_jax.__version__, "python": platform.python_version()}
+  for name in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      out[name] = importlib.metadata.version(name)
+  return out
+
+
+@functools.cache
+def _commit() -> str | None:
+  """Commit of the checkout that this package lies in, with a plus if its files were changed since; None without one."""
+  root = pathlib.Path(radit_jax.__file__).parent.parent
+  git = shutil.which("git")
+  if git is None or not (root / ".git").exists():
+    return None
+
+  def ask(*arguments: str) -> str:
+    done = subprocess.run([git, "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
+
+  try:
+    return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
+  except (subprocess.SubprocessError, OSError):  # a checkout of another user, which git refuses to read
+    return None
+
+
+def _devices() -> dict[str, Any]:
+  import jax
+
+  devices = jax.devices()
+  return {"kind": devices[0].device_kind, "count": len(devices), "processes": hosts.count()}

@@ -98,7 +98,7 @@ def test_passage_encoder_in_the_graph_gets_exactly_no_gradient(encoders, passage
 
 
 def test_lsr_objective_is_the_sum_of_its_questions(encoders, batch):
-  total, count = evaluate_step(encoders.query_encoder, batch, objective=LSR)
+  total, count, _ = evaluate_step(encoders.query_encoder, batch, objective=LSR)
   assert float(count) == B - 1  # the question without a passage is not counted
   expected = 0.0
   for b in range(B):

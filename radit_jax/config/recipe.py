@@ -21,6 +21,7 @@ from radit_jax.config.shared import (
   above,
   at_least,
   check_master_dtype,
+  check_select,
   corpus_limits,
   local_paths,
   milvus_address,
@@ -102,6 +103,8 @@ class RunConfig:
     embedding: pooling, prompts and limits that the encoder's files do not say.
     mesh: devices.
     seed: split, order of the examples, prompt markers, bootstrap.
+    redact: write no text of questions, answers and passages into anything that reports on the run; what an earlier
+      call wrote stays.
   """
 
   workdir: str
@@ -148,6 +151,7 @@ class RunConfig:
   embedding: EmbeddingOptions = EmbeddingOptions()
   mesh: MeshConfig = MeshConfig()
   seed: int = 0
+  redact: bool = False
 
   def __post_init__(self) -> None:
     local_paths(self)
@@ -165,6 +169,8 @@ class RunConfig:
     above(self, "lm_temperature", 0)
     corpus_limits(self)
     milvus_address(self)
+    check_select(self, self.generator_tuning.loop, "dev_loss", "exact_match")
+    check_select(self, self.retriever_tuning.loop, "dev_loss", "mrr", "recall")
     if self.teacher == "tuned" and self.tune == "retriever":
       raise UserError("RunConfig: teacher tuned needs the generator tuned, which tune retriever leaves out")
     if self.controls and self.retriever_tuning.loop.accumulate > 1:

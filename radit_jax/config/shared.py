@@ -66,6 +66,7 @@ LoraBase = Literal["float", "int8", "nf4"]
 Remat = Literal["none", "dots", "full"]
 EvaluationMode = Literal["retrieval", "closed_book", "gold"]
 Pooling = Literal["cls", "mean", "last"]
+Select = Literal["dev_loss", "exact_match", "mrr", "recall"]
 
 
 def local_paths(config: Any, *others: str) -> None:
@@ -264,10 +265,16 @@ class LoopConfig:
       gradients are summed and divided once.
     seed: order of the examples and draw of the prompt markers.
     log_every: steps between lines of metrics.jsonl.
-    evaluate_every: steps between dev losses and checkpoints; the best one is exported.
-    patience: stop after this many dev losses without a new best; None never stops early.
+    evaluate_every: steps between measurements on the dev set, and checkpoints; the best one is exported.
+    select: what makes a checkpoint the best: the lowest "dev_loss", or the highest "exact_match" of answers to dev
+      questions (generator), or "mrr" or "recall" (at k) of their passages in the whole index (retriever).
+    dev_questions: that are answered, or searched for, each time; None does so with 100 where `select` needs it, and
+      with none elsewhere.
+    patience: stop after this many measurements without a new best; None never stops early.
     keep: checkpoints kept beside the best one.
     max_nonfinite_steps: a non-finite step changes nothing; the run stops after this many of them in a row.
+    tensorboard: write the metrics for TensorBoard too, into `tensorboard/`; needs the extra of that name.
+    wandb: write them as a run of Weights & Biases too, into `wandb/`; offline, and needs the extra of that name.
   """
 
   steps: int | None = None
@@ -277,9 +284,13 @@ class LoopConfig:
   seed: int = 0
   log_every: int = 10
   evaluate_every: int = 100
+  select: Select = "dev_loss"
+  dev_questions: int | None = None
   patience: int | None = None
   keep: int = 1
   max_nonfinite_steps: int = 3
+  tensorboard: bool = False
+  wandb: bool = False
 
   def __post_init__(self) -> None:
     at_least(self, "steps", 1)
@@ -287,11 +298,21 @@ class LoopConfig:
     for name in ("batch_size", "accumulate", "log_every", "evaluate_every", "patience", "keep", "max_nonfinite_steps"):
       at_least(self, name, 1)
     at_least(self, "seed", 0)
+    at_least(self, "dev_questions", 1)
+    one_of(self, "select", Select)
     if self.batch_size % self.accumulate:
       raise UserError(
         f"LoopConfig: batch_size {self.batch_size} does not split into accumulate {self.accumulate} microbatches of "
         f"one size; batch_size {-(-self.batch_size // self.accumulate) * self.accumulate} would"
       )
+
+
+def check_select(config: object, loop: LoopConfig, *allowed: Select) -> None:
+  """Refuses to pick a checkpoint by what is not measured of its kind of model."""
+  if loop.select not in allowed:
+    raise UserError(
+      f"{type(config).__name__}.loop.select = {loop.select!r}: must be one of {', '.join(map(repr, allowed))}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from radit_jax.config.shared import (
   above,
   at_least,
   check_master_dtype,
+  check_select,
   corpus_limits,
   local_paths,
   milvus_address,
@@ -392,6 +393,8 @@ class TrainGeneratorConfig:
     remat: what the backward pass computes again of each layer: "none" is fastest; "dots" all but the products with
       kernels; "full" all of it, so that only the layer's input is kept, in the least memory.
     mesh: devices.
+    redact: write no text of questions, answers and passages into anything that reports on the run; what an earlier
+      call wrote stays.
   """
 
   workdir: str
@@ -409,6 +412,7 @@ class TrainGeneratorConfig:
   lora: LoraConfig = LoraConfig()
   remat: Remat = "none"
   mesh: MeshConfig = MeshConfig()
+  redact: bool = False
 
   def __post_init__(self) -> None:
     local_paths(self, "workdir")
@@ -416,6 +420,7 @@ class TrainGeneratorConfig:
     at_least(self, "pack_tokens", 1)
     one_of(self, "method", Method)
     one_of(self, "remat", Remat)
+    check_select(self, self.loop, "dev_loss", "exact_match")
     check_master_dtype(self, self.optimizer, self.lora)
 
 
@@ -434,6 +439,7 @@ class TrainRetrieverConfig:
     negatives: of contrastive: JSONL file of hard negatives of the training questions, made by `mine-negatives`; they
       take the place of the passages retrieved. A question that is not in it has its gold passage alone.
     index: index whose stored embeddings the queries are held against.
+    passages: passage store; only for `loop.select` and `loop.dev_questions`, where questions name no gold passage.
     loss: "lsr"; "emdr2" (the answer's likelihood under the mixture of eq. 2, as in Atlas); "distill" (as lsr, towards
       the scores of the cross-encoder by which the two stores were re-ranked); or "contrastive" (gold passage against
       all passages of the batch).
@@ -449,6 +455,8 @@ class TrainRetrieverConfig:
     remat: what the backward pass computes again of each layer: "none" is fastest; "dots" all but the products with
       kernels; "full" all of it, so that only the layer's input is kept, in the least memory.
     mesh: devices.
+    redact: write no text of questions, answers and passages into anything that reports on the run; what an earlier
+      call wrote stays.
   """
 
   workdir: str
@@ -456,6 +464,7 @@ class TrainRetrieverConfig:
   retrieved: str
   dev_retrieved: str
   index: str
+  passages: str | None = None
   passage_encoder: str | None = None
   scores: str | None = None
   dev_scores: str | None = None
@@ -472,6 +481,7 @@ class TrainRetrieverConfig:
   lora: LoraConfig = LoraConfig()
   remat: Remat = "none"
   mesh: MeshConfig = MeshConfig()
+  redact: bool = False
 
   def __post_init__(self) -> None:
     local_paths(self, "workdir")
@@ -481,6 +491,7 @@ class TrainRetrieverConfig:
     one_of(self, "score", TargetScore)
     one_of(self, "direction", Direction)
     one_of(self, "remat", Remat)
+    check_select(self, self.loop, "dev_loss", "mrr", "recall")
     check_master_dtype(self, self.optimizer, self.lora)
     if self.loss == "contrastive" and self.loop.accumulate > 1:
       raise UserError(
@@ -513,6 +524,8 @@ class EvaluateConfig:
     seed: draw of the resamples and of the limited questions.
     dtype: the generator's computation type.
     mesh: devices.
+    redact: write no text of questions, answers and passages into anything that reports on the run; what an earlier
+      call wrote stays.
   """
 
   generator: str
@@ -528,6 +541,7 @@ class EvaluateConfig:
   seed: int = 0
   dtype: Dtype = "float32"
   mesh: MeshConfig = MeshConfig()
+  redact: bool = False
 
   def __post_init__(self) -> None:
     local_paths(self)
@@ -744,3 +758,20 @@ class CheckpointsConfig:
   def __post_init__(self) -> None:
     local_paths(self)
     one_of(self, "verify", Verify)
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorConfig:
+  """Looks a run over: damaged files, a machine that computes wrongly, and the likely cause of a flat loss.
+
+  Attributes:
+    run: directory of `radit run`, `radit quickstart`, `radit train-generator` or `radit train-retriever`.
+    rerun: run steps again from a checkpoint, twice, beside the run's directory; needs the inputs and the devices of the
+      run, and the time that its models take to load.
+  """
+
+  run: str
+  rerun: bool = True
+
+  def __post_init__(self) -> None:
+    local_paths(self)

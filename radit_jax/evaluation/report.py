@@ -91,7 +91,7 @@ def write_report_html(report: Report, path: str | os.PathLike[str]) -> None:
     _facts(report, rows),
     _void(report),
     _tiles(report["rows"]),
-    _table(rows),
+    _table(rows) if rows else "",
     _sets(report.get("sets") or {}, report["rows"]),
     _two(_exact_match(rows), _comparisons(report.get("comparisons") or [])),
     _two(_recall(report["rows"]), *_curves(report.get("curves") or {})),

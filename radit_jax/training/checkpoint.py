@@ -15,6 +15,8 @@ from radit_jax.errors import TrainingError, UserError
 from radit_jax.training import manifests
 from radit_jax.training.checksums import by_name, checksums
 
+DEV_LOSS = "dev_loss"
+
 
 class DamagedCheckpoint(UserError):
   """What was restored is not what was saved."""
@@ -25,8 +27,12 @@ def _named(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def _floats(metrics: Mapping[str, float]) -> dict[str, float]:
+  return {name: float(value) for name, value in metrics.items()}
+
+
 class Checkpoints:
-  """Checkpoints of one run, kept: the best by dev loss, and the newest ``keep``.
+  """Checkpoints of one run, kept: the best on the dev set, and the newest ``keep``.
 
   Each has a manifest (:mod:`radit_jax.training.manifests`), written once the step is final and before an older one is
   removed: at any moment of a run there is an intact one after the first.
@@ -35,23 +41,31 @@ class Checkpoints:
     directory: made if missing. Checkpoints in it that are not intact are named and put out of the way.
     keep: newest checkpoints kept beside the best one.
     data: where in which data the run stands, for the manifests; the step is added.
+    select: metric that tells which one is best: the lowest dev loss, or the highest of any other.
 
   Raises:
     UserError: there are damaged checkpoints and no intact one.
   """
 
-  def __init__(self, directory: str | os.PathLike[str], *, keep: int, data: Mapping[str, Any] | None = None):
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep: int,
+    data: Mapping[str, Any] | None = None,
+    select: str = DEV_LOSS,
+  ):
     import orbax.checkpoint as ocp
 
     self._root = files.location(os.path.abspath(directory) if not files.in_bucket(directory) else directory)
-    self._keep, self._data = keep, dict(data or {})
+    self._keep, self._data, self._select = keep, dict(data or {}), select
     intact: dict[int, Any] = {}
     with hosts.one_writes() as mine:
       if mine:
         intact = {s.number: s.manifest for s in manifests.take_up(self._root)}
     seen = json.loads(hosts.exchange(json.dumps(intact))[0])
     self._leaves: dict[int, dict[str, str]] = {int(n): m["leaves"] for n, m in seen.items()}
-    self._dev_losses: dict[int, float | None] = {int(n): m["metrics"].get("dev_loss") for n, m in seen.items()}
+    self._metrics: dict[int, dict[str, float]] = {int(n): m["metrics"] for n, m in seen.items()}
     self._manager = ocp.CheckpointManager(
       self._root,
       item_handlers=ocp.StandardCheckpointHandler(),  # without it, metadata of an older run cannot be read
@@ -62,21 +76,33 @@ class Checkpoints:
     self._sealing: concurrent.futures.Future[None] | None = None
 
   def best(self) -> int | None:
-    """Step of the lowest dev loss, the newest of equals; None before the first."""
-    known = [(loss, -step) for step, loss in self._dev_losses.items() if loss is not None]
+    """Step of the best rating, the newest of equals; None before the first."""
+    rated = {step: self.rating(metrics) for step, metrics in self._metrics.items()}
+    known = [(rating, -step) for step, rating in rated.items() if rating is not None]
     return -min(known)[1] if known else None
 
-  def best_loss(self) -> float | None:
-    """Dev loss of that step."""
+  def best_rating(self) -> float | None:
+    """Rating of that step."""
     step = self.best()
-    return None if step is None else self._dev_losses[step]
+    return None if step is None else self.rating(self._metrics[step])
+
+  def rating(self, metrics: Mapping[str, float]) -> float | None:
+    """The metric that selects, as a number that is lower for a better step; None for a step that was not measured."""
+    value = metrics.get(self._select)
+    return value if value is None or self._select == DEV_LOSS else -value
 
   def dev_loss(self, step: int) -> float | None:
     """Dev loss of a checkpoint."""
-    return self._dev_losses.get(step)
+    return self._metrics.get(step, {}).get(DEV_LOSS)
 
-  def save(self, step: int, state: Any, *, dev_loss: float | None) -> None:
+  def save(self, step: int, state: Any, *, dev_loss: float | None = None, **others: float) -> None:
     """Starts an asynchronous save; a checkpoint without a dev loss only serves to continue.
+
+    Args:
+      step: its number.
+      state: what is saved.
+      dev_loss: of that state.
+      others: what else was measured of it.
 
     Raises:
       TrainingError: this one or the one before cannot be written.
@@ -88,16 +114,16 @@ class Checkpoints:
     sums = checksums(named)  # of what is on the devices now: the next step may take its memory
     with self._told(step):
       self._manager.save(step, args=ocp.args.StandardSave(named), custom_metadata={manifests.MARKER: True}, force=True)
-    self._dev_losses[step] = None if dev_loss is None else float(dev_loss)
-    seal = functools.partial(self._seal, step, sorted(named), sums, self._dev_losses[step], self._superseded())
+    self._metrics[step] = {} if dev_loss is None else _floats({DEV_LOSS: dev_loss, **others})
+    seal = functools.partial(self._seal, step, sorted(named), sums, self._metrics[step], self._superseded())
     self._sealing = self._background.submit(seal)
 
   def _superseded(self) -> list[int]:
     """Steps that need not be kept any more, which are forgotten here."""
-    kept = {*sorted(self._dev_losses)[-self._keep :], self.best()}
-    old = [s for s in self._dev_losses if s not in kept]
+    kept = {*sorted(self._metrics)[-self._keep :], self.best()}
+    old = [s for s in self._metrics if s not in kept]
     for s in old:
-      del self._dev_losses[s]
+      del self._metrics[s]
     return old
 
   @contextlib.contextmanager
@@ -113,18 +139,18 @@ class Checkpoints:
         "same command continues once there is room and the directory can be written to"
       ) from e
 
-  def rate(self, step: int, dev_loss: float) -> None:
-    """Gives a checkpoint the dev loss that it was saved without."""
+  def rate(self, step: int, *, dev_loss: float, **others: float) -> None:
+    """Gives a checkpoint the dev loss, and what else was measured, that it was saved without."""
     self.wait()
-    self._dev_losses[step] = float(dev_loss)
+    self._metrics[step] = _floats({DEV_LOSS: dev_loss, **others})
     old = self._superseded()
     if hosts.is_first():
       with self._told(step):
-        manifests.rate(self._root / str(step), step, {"dev_loss": float(dev_loss)})
+        manifests.rate(self._root / str(step), step, self._metrics[step])
         for other in old:
           manifests.remove(self._root / str(other))
 
-  def _seal(self, step: int, names: list[str], sums: jax.Array, dev_loss: float | None, old: list[int]) -> None:
+  def _seal(self, step: int, names: list[str], sums: jax.Array, metrics: dict[str, float], old: list[int]) -> None:
     """Writes the manifest once the step is final; then the older steps can go."""
     with self._told(step):
       self._manager.wait_until_finished()
@@ -134,7 +160,7 @@ class Checkpoints:
           self._root / str(step),
           step,
           leaves=leaves,
-          metrics={} if dev_loss is None else {"dev_loss": dev_loss},
+          metrics=metrics,
           data={**self._data, "step": step},
         )
         for other in old:
@@ -149,16 +175,16 @@ class Checkpoints:
       UserError: the checkpoint holds other names or shapes; or what is restored of each differs from what was saved.
     """
     damage = None
-    for step in sorted(self._dev_losses, reverse=True):
+    for step in sorted(self._metrics, reverse=True):
       try:
         return step, self.restore(step, like)
       except DamagedCheckpoint as e:
         damage = e
-        if len(self._dev_losses) > 1:
+        if len(self._metrics) > 1:
           with hosts.one_writes() as mine:
             if mine:
               manifests.set_aside(self._root / str(step), str(e))
-          del self._dev_losses[step]
+          del self._metrics[step]
           self._manager.reload()
     if damage is not None:
       raise UserError(f"{damage}; no other checkpoint is intact: remove {self._root} to begin anew")

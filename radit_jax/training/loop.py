@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,7 +21,9 @@ from radit_jax.config import LoopConfig, OptimizerConfig
 from radit_jax.errors import Preempted, TrainingError, UserError
 from radit_jax.progress import Progress, silent
 from radit_jax.training.checkpoint import Checkpoints
+from radit_jax.training.meter import Meter, padded_tokens, real_tokens
 from radit_jax.training.metrics import MetricsWriter
+from radit_jax.training.sinks import Sinks, chosen_sinks
 from radit_jax.training.step import (
   Objective,
   StepFigures,
@@ -60,21 +61,27 @@ class TrainResult:
   nonfinite_steps: int
 
 
+#: What is measured of a model beside its dev loss, by name.
+Measured = dict[str, float]
+
+
 def mean_loss(
   model: Any, batches: Iterable[Batch], objective: Objective, mesh: Mesh, stop_point: Callable[[], None] = lambda: None
-) -> float:
-  """Objective over all batches: one sum over one count; ``stop_point`` is called after each one."""
+) -> tuple[float, Measured]:
+  """Objective over all batches, one sum over one count, and what it watches; ``stop_point`` is called after each."""
   sums = []
   for _, batch in batches:
     sums.append(evaluate_step(model, sharding.place_rows(batch, mesh), objective=objective))
     stop_point()
   total = count = 0.0
-  for part, number in sums:
+  seen: Measured = {}
+  for part, number, watched in sums:
     total, count = total + float(part), count + float(number)
+    seen = {name: seen.get(name, 0.0) + float(value) for name, value in watched.items()}
     stop_point()
   if not count:
     raise UserError("the dev set has nothing to score: no example with an answer and a real passage")
-  return total / count
+  return total / count, {name: value / count for name, value in seen.items()}
 
 
 def train(
@@ -88,6 +95,9 @@ def train(
   mesh: Mesh,
   workdir: str | os.PathLike[str],
   dev_batches: Callable[[], Iterable[Batch]] | None = None,
+  examine: Callable[[Any], Callable[[Any], Measured]] | None = None,
+  flops: Callable[[Any], float] | None = None,
+  peak_flops: float | None = None,
   stage: str = "train",
   progress: Progress = silent,
 ) -> TrainResult:
@@ -107,6 +117,9 @@ def train(
     mesh: from :func:`radit_jax.sharding.make_mesh`.
     workdir: gets ``metrics.jsonl`` and ``checkpoints/``.
     dev_batches: batches to pick the best checkpoint on; None keeps the last.
+    examine: is given the model before any training, and gives what measures a later one beside each dev loss.
+    flops: model FLOPs of this process's rows of a batch, the backward pass included.
+    peak_flops: of all devices of the mesh together, per second.
     stage: name shown in the progress.
     progress: see :class:`radit_jax.progress.Progress`.
 
@@ -116,28 +129,35 @@ def train(
     UserError: a batch without anything to train on; a checkpoint of another model.
     Preempted: a signal asked to stop; the state is saved.
   """
+  meter = Meter(peak_flops)
   root = files.location(workdir)
   make = make_optimizer(optimizer, total_steps)
   # On the host, all at once: computed when it is logged, a rate would queue behind the step that has just started.
   rates = np.asarray(jax.vmap(learning_rate(optimizer, total_steps))(jnp.arange(total_steps)))
-  state, frozen = init_state(model, make, mesh)
+  with meter("compile"):
+    state, frozen = init_state(model, make, mesh)
+  measure = None if examine is None or dev_batches is None else examine(combine(state.model, frozen))
   data = {"total_steps": total_steps, "batch_size": loop.batch_size, "seed": loop.seed}
-  checkpoints = Checkpoints(root / "checkpoints", keep=loop.keep, data=data)
+  checkpoints = Checkpoints(root / "checkpoints", keep=loop.keep, data=data, select=loop.select)
   try:
-    start, state = checkpoints.resume(state)
+    with meter("checkpoint"):
+      start, state = checkpoints.resume(state)
     step = saved = start
     # A run that was stopped while it evaluated has saved that step without its dev loss.
     unrated = dev_batches is not None and start > 0 and _is_rated(start, total_steps, loop)
     unrated = unrated and checkpoints.dev_loss(start) is None
-    writer = MetricsWriter(root / "metrics.jsonl", resume_step=start, rated=not unrated)
+    writer = Sinks(
+      MetricsWriter(root / "metrics.jsonl", resume_step=start, rated=not unrated),
+      *chosen_sinks(loop, workdir, resume_step=start),
+    )
     # Held while the state is replaced, and while it is saved: what is to end this thread saves the state too.
     held = threading.RLock()
 
-    def save(value: float | None) -> None:
+    def save(measured: Measured | None) -> None:
       nonlocal saved
-      with held:
+      with held, meter("checkpoint"):
         if saved != step:
-          checkpoints.save(step, state, dev_loss=value)
+          checkpoints.save(step, state, **(measured or {}))
           saved = step
 
     def stopped_by(name: str) -> str:
@@ -163,26 +183,38 @@ def train(
           checkpoints.wait()
           raise Preempted(stopped_by(name), agreed=True)
 
-      def dev_loss() -> float | None:
+      def rate(keep: Callable[[Measured | None], None] = lambda measured: None) -> Measured | None:
+        """Measures the model on the dev set, logs that, and keeps it; None where there is none, or no finite loss."""
         if dev_batches is None:
+          keep(None)
           return None
-        return mean_loss(combine(state.model, frozen), dev_batches(), objective, mesh, stop_point)
+        with meter("evaluate"):
+          whole = combine(state.model, frozen)
+          loss, seen = mean_loss(whole, dev_batches(), objective, mesh, stop_point)
+          found = {} if measure is None else measure(whole)
+        # A checkpoint without a finite loss may be continued, but it is never the best one.
+        measured = {**found, "dev_loss": loss} if math.isfinite(loss) else None
+        with held:  # the line and the checkpoint that it is about
+          writer.write(step, dev_loss=loss, **({"dev": {**seen, **found}} if seen or found else {}))
+          keep(measured)
+        return measured
 
-      since, clock = 0, time.monotonic()
       pending: _Started | None = None
 
       def settle() -> None:
         """Waits for the step that was started last, and logs it."""
-        nonlocal pending, since, clock
+        nonlocal pending
         done, pending = pending, None
         if done is None:
           return
-        _check(done, loop)
-        since += 1
+        with meter("step"):
+          _check(done, loop)
+        figures, count = done.figures, max(float(done.figures.count), 1.0)
+        meter.did(
+          tokens=int(figures.tokens), padded_tokens=done.padded_tokens, flops=done.flops_a_token * int(figures.tokens)
+        )
         if done.step % loop.log_every == 0 or done.step >= total_steps:
-          figures = done.figures
-          loss = float(figures.loss_sum) / max(float(figures.count), 1.0)
-          rate = since / (time.monotonic() - clock)
+          loss = float(figures.loss_sum) / count
           writer.write(
             done.step,
             loss=loss,
@@ -190,24 +222,20 @@ def train(
             lr=float(rates[done.step - 1]),
             tokens=int(figures.tokens),
             batch_ids_hash=_ids_hash(done.ids),
-            steps_per_s=round(rate, 3),
             nonfinite_steps=int(figures.nonfinite_steps),
+            **{name: float(value) / count for name, value in figures.watched.items()},
+            timing=meter.line(),
           )
           progress(stage, done.step, total_steps, "steps", loss=loss)
-          since, clock = 0, time.monotonic()
 
-      if start == 0 and dev_batches is not None:
-        writer.write(0, dev_loss=dev_loss())
-      if unrated:
-        value = dev_loss()
-        assert value is not None
-        writer.write(start, dev_loss=value)
-        if math.isfinite(value):
-          checkpoints.rate(start, value)
-      best = checkpoints.best_loss()
+      if start == 0:
+        rate()
+      if unrated and (measured := rate()) is not None:
+        checkpoints.rate(start, **measured)
+      best = checkpoints.best_rating()
       since_best = _steps_without_improvement(checkpoints, start, loop)
       finished = start >= total_steps or (loop.patience is not None and since_best >= loop.patience)
-      source = iter(()) if finished else batches(start)
+      source = meter.waiting(iter(()) if finished else iter(batches(start)))
       known: set[Any] = set()
       options = {"objective": objective, "update": make.update, "accumulate": loop.accumulate}
       for ids, batch in source:
@@ -217,9 +245,10 @@ def train(
         shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
         if shapes not in known:
           # For minutes, maybe, in which the state can be saved; the call below finds it done.
-          train_step.lower(state, frozen, rows, step=step, **options).compile()
+          with meter("compile"):
+            train_step.lower(state, frozen, rows, step=step, **options).compile()
         before = state
-        with held:
+        with held, meter("step"):
           state, figures = train_step(state, frozen, rows, step=step, **options)
           step += 1
         if shapes not in known:
@@ -228,22 +257,17 @@ def train(
         # The last step is waited for once this one has started: the device has work while the host prepares the next
         # batch, and never more than two steps of it.
         settle()
-        pending = _Started(step, ids, figures)
+        work = 0.0 if flops is None else flops(batch) / max(real_tokens(batch), 1)
+        pending = _Started(step, ids, figures, padded_tokens(rows), work)
         last = step >= total_steps
         if _is_rated(step, total_steps, loop):
           settle()
-          paused = time.monotonic()
-          value = dev_loss()
-          with held:  # the line and the checkpoint that it is about
-            if value is not None:
-              writer.write(step, dev_loss=value)
-              if not math.isfinite(value):
-                value = None  # such a checkpoint may be continued, but it is never the best one
-              elif best is None or value < best:
-                best, since_best = value, -1
-              since_best += 1
-            save(value)
-          clock += time.monotonic() - paused
+          measured = rate(save)
+          if dev_batches is not None:
+            rating = None if measured is None else checkpoints.rating(measured)
+            if rating is not None and (best is None or rating < best):
+              best, since_best = rating, -1
+            since_best += 1
         if last or (loop.patience is not None and since_best >= loop.patience):
           break
         stop_point()
@@ -259,7 +283,7 @@ def train(
       model=combine(state.model, frozen),
       steps=step,
       best_step=best_step,
-      best_dev_loss=checkpoints.best_loss() if dev_batches is not None else None,
+      best_dev_loss=checkpoints.dev_loss(best_step) if dev_batches is not None else None,
       nonfinite_steps=int(state.nonfinite_steps),
     )
   finally:
@@ -273,6 +297,8 @@ class _Started:
   step: int
   ids: tuple[str, ...]
   figures: StepFigures
+  padded_tokens: int
+  flops_a_token: float
 
 
 def _check(done: _Started, loop: LoopConfig) -> None:

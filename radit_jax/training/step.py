@@ -17,10 +17,14 @@ from radit_jax import losses, sharding
 from radit_jax.config import OptimizerConfig
 from radit_jax.errors import UserError
 from radit_jax.parallel_context import Generator, LSRBatch, ParallelContextBatch, answer_log_likelihoods, row_axes
+from radit_jax.training.diagnostics import lsr_figures
 from radit_jax.training.rounding import apply_updates
 
-#: ``objective(model, batch) -> (sum, count)``, float32 scalars: the loss is sum / count over the global batch.
-Objective = Callable[[Any, Any], tuple[Array, Array]]
+#: Sums over the examples of a batch, by name: what is to be known of a step besides its loss.
+Watched = dict[str, Array]
+#: ``objective(model, batch) -> (sum, count)``, float32 scalars: the loss is sum / count over the global batch. It may
+#: give a third, see :data:`Watched`, whose sums are divided by the same count.
+Objective = Callable[[Any, Any], tuple[Array, Array] | tuple[Array, Array, Watched]]
 
 
 @jax.tree_util.register_dataclass
@@ -72,6 +76,7 @@ class StepFigures:
     nonfinite_steps: int32, such steps so far.
     nonfinite_in_a_row: int32, such steps since the last other one.
     tokens: int32, tokens of the global batch that are no padding; of a retriever's, those of its questions.
+    watched: float32 sums over the global batch, see :data:`Watched`.
   """
 
   loss_sum: Any
@@ -81,6 +86,7 @@ class StepFigures:
   nonfinite_steps: Any
   nonfinite_in_a_row: Any
   tokens: Any
+  watched: Any
 
 
 def ralt_objective(generator: Generator, batch: ParallelContextBatch) -> tuple[Array, Array]:
@@ -108,17 +114,44 @@ def lsr_objective(
   direction: losses.LsrDirection,
 ) -> tuple[Array, Array]:
   """Eqs. 4-5 per question that has a passage."""
+  total, count, _ = watched_lsr_objective(
+    query_encoder,
+    batch,
+    score_temperature=score_temperature,
+    lm_temperature=lm_temperature,
+    score=score,
+    direction=direction,
+  )
+  return total, count
+
+
+def watched_lsr_objective(
+  query_encoder: Callable[..., Array],
+  batch: LSRBatch,
+  *,
+  score_temperature: float,
+  lm_temperature: float,
+  score: losses.LsrScore,
+  direction: losses.LsrDirection,
+) -> tuple[Array, Array, Watched]:
+  """The same, with the figures of :func:`radit_jax.training.diagnostics.lsr_figures`."""
   targets = losses.lsr_log_targets(
     batch.log_likelihood, batch.num_tokens, temperature=lm_temperature, score=score, where=batch.context_mask
   )
+  scores = _passage_scores(query_encoder, batch)
   values = losses.lsr_loss(
-    _passage_scores(query_encoder, batch),
+    scores, targets, where=batch.context_mask, temperature=score_temperature, direction=direction
+  )
+  figures = lsr_figures(
+    scores,
     targets,
+    batch.log_likelihood / jnp.maximum(batch.num_tokens, 1),
+    batch.passage_embeddings,
     where=batch.context_mask,
     temperature=score_temperature,
-    direction=direction,
   )
-  return jnp.sum(values), jnp.sum(jnp.any(batch.context_mask, axis=-1)).astype(jnp.float32)
+  count = jnp.sum(jnp.any(batch.context_mask, axis=-1)).astype(jnp.float32)
+  return jnp.sum(values), count, {name: jnp.sum(value) for name, value in figures.items()}
 
 
 def emdr2_objective(
@@ -328,15 +361,15 @@ def train_step(
     The next state, and the figures of the step.
   """
 
-  def mean_loss(trained: Any) -> tuple[Array, tuple[Array, Array]]:
-    total, count = objective(combine(trained, frozen), batch)
-    return total / jnp.maximum(count, 1.0), (total, count)
+  def mean_loss(trained: Any) -> tuple[Array, tuple[Array, Array, Watched]]:
+    total, count, watched = _sums(objective, combine(trained, frozen), batch)
+    return total / jnp.maximum(count, 1.0), (total, count, watched)
 
   mesh = jax.sharding.get_abstract_mesh()
   if accumulate == 1:
-    (_, (total, count)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.model)
+    (_, (total, count, watched)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.model)
   else:
-    total, count, gradients = _accumulated(state.model, frozen, batch, objective, accumulate)
+    total, count, watched, gradients = _accumulated(state.model, frozen, batch, objective, accumulate)
   gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
   norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(total) & jnp.isfinite(norm)
@@ -348,7 +381,7 @@ def train_step(
   new = TrainState(keep(model, state.model), keep(optimizer_state, state.optimizer_state), bad, in_a_row)
   if not mesh.empty:  # left to the compiler, norms would come back sharded: another program for the second step
     new = jax.lax.with_sharding_constraint(new, sharding.parameter_shardings(new, mesh))
-  return new, StepFigures(total, count, norm, finite, bad, in_a_row, _real_tokens(batch))
+  return new, StepFigures(total, count, norm, finite, bad, in_a_row, _real_tokens(batch), watched)
 
 
 def _real_tokens(batch: Any) -> Array:
@@ -360,29 +393,39 @@ def _real_tokens(batch: Any) -> Array:
   return jnp.zeros((), jnp.int32)
 
 
-def _accumulated(trained: Any, frozen: Any, batch: Any, objective: Objective, count: int) -> tuple[Array, Array, Any]:
-  """Sum, count, and gradient of sum / count over all microbatches: summed in float32, divided once."""
+def _sums(objective: Objective, model: Any, batch: Any) -> tuple[Array, Array, Watched]:
+  total, count, *watched = objective(model, batch)
+  return total, count, watched[0] if watched else {}
 
-  def total(model: Any, part: Any) -> tuple[Array, Array]:
-    return objective(combine(model, frozen), part)
+
+def _accumulated(
+  trained: Any, frozen: Any, batch: Any, objective: Objective, count: int
+) -> tuple[Array, Array, Watched, Any]:
+  """Sum, count, watched sums, and gradient of sum / count over all microbatches: summed in float32, divided once."""
+  parts = microbatches(batch, count)
+
+  def total(model: Any, part: Any) -> tuple[Array, tuple[Array, Watched]]:
+    value, number, watched = _sums(objective, combine(model, frozen), part)
+    return value, (number, watched)
 
   def add(carry: Any, part: Any) -> tuple[Any, None]:
-    (value, number), gradients = jax.value_and_grad(total, has_aux=True)(trained, part)
-    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry, (value, number, gradients)), None
+    (value, rest), gradients = jax.value_and_grad(total, has_aux=True)(trained, part)
+    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry, (value, rest, gradients)), None
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
     zeros = jax.lax.with_sharding_constraint(zeros, sharding.parameter_shardings(zeros, mesh))
-  zero = jnp.zeros((), jnp.float32)
-  (value, number, gradients), _ = jax.lax.scan(add, (zero, zero, zeros), microbatches(batch, count))
-  return value, number, jax.tree.map(lambda g: g / jnp.maximum(number, 1.0), gradients)
+  scalars = jax.eval_shape(total, trained, jax.tree.map(lambda x: x[0], parts))
+  none = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), scalars)
+  (value, (number, watched), gradients), _ = jax.lax.scan(add, (*none, zeros), parts)
+  return value, number, watched, jax.tree.map(lambda g: g / jnp.maximum(number, 1.0), gradients)
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def evaluate_step(model: Any, batch: Any, *, objective: Objective) -> tuple[Array, Array]:
-  """``(sum, count)`` of the objective, without gradients."""
-  return objective(model, batch)
+def evaluate_step(model: Any, batch: Any, *, objective: Objective) -> tuple[Array, Array, Watched]:
+  """Sum, count and watched sums of the objective, without gradients."""
+  return _sums(objective, model, batch)
 
 
 @jax.jit

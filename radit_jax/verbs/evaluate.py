@@ -33,7 +33,8 @@ class EvaluateResult:
     recall: k -> share of the questions with a right passage among the first k; None where no passage was retrieved.
     answer_log_likelihood: mean log-probability (nats) of the first gold answer under eq. 2.
     n: questions.
-    answers: per question: id, question, answers, prediction, exact_match, f1, passage_row, weight of that passage.
+    answers: per question: id, question, answers, prediction, exact_match, f1, gold_log_likelihood, passage_row; without
+      the texts where they are not to be told.
   """
 
   out: str
@@ -63,6 +64,10 @@ class EvaluateResult:
       f"exact match {self.exact_match:.1%} [{low:.1%}, {high:.1%}], F1 {self.f1:.1%}, "
       f"log p(answer) {self.answer_log_likelihood:.2f}, {self.n} questions: {self.out}"
     )
+
+
+#: What of an answer is text of the data, or about it.
+_TEXTS = ("question", "answers", "prediction")
 
 
 def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> EvaluateResult:
@@ -112,6 +117,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
     progress=progress,
   )
   lines = [_line(e, a, config.mode) for e, a in zip(examples, answers, strict=True)]
+  if config.redact:
+    lines = [{name: value for name, value in line.items() if name not in _TEXTS} for line in lines]
   matches = [line["exact_match"] for line in lines]
   interval = bootstrap_interval(matches, samples=config.bootstrap_samples, seed=config.seed)
   result = EvaluateResult(

@@ -14,12 +14,12 @@ from radit_jax.config import MixConfig, RunConfig
 from radit_jax.data.corpus import PassageStore
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import paired_bootstrap
-from radit_jax.evaluation.report import format_table, write_report_html
+from radit_jax.evaluation.report import CURVES, format_table, write_report_html
 from radit_jax.owner import one_owner
 from radit_jax.progress import Progress, silent
-from radit_jax.training.metrics import read_metrics
 from radit_jax.verbs.data_card import CARD
 from radit_jax.verbs.evaluate import EvaluateResult
+from radit_jax.verbs.live import LivePage, curve
 from radit_jax.verbs.workdir import Workdir
 
 LABELS = {
@@ -109,7 +109,7 @@ def run(
   """
   if (config.mix is None) != (mix is None):
     raise UserError(f"mix = {config.mix!r}: `run` takes the mix that its config names, and no other")
-  workdir = Workdir(config, progress, mix)
+  workdir = Workdir(config, _live(config, title, progress), mix)
   workdir.make()
   root, stages = workdir.root, workdir.stages
 
@@ -177,8 +177,10 @@ def run(
     "wall_s": round(sum(stages.seconds.values()), 1),
     "peak_memory_bytes": _peak_memory(root / "report.json"),
     "stages": stages.seconds,
-    "curves": {name: _curve(root / name / "metrics.jsonl") for name in ("train_generator", "train_retriever")},
-    "examples": _examples(results["base"], results[most_tuned], PassageStore(root / "passages")),
+    "curves": {name: curve(root / name / "metrics.jsonl") for name in CURVES},
+    "examples": []
+    if config.redact
+    else _examples(results["base"], results[most_tuned], PassageStore(root / "passages")),
   }
   with hosts.one_writes() as mine:
     if mine:
@@ -190,6 +192,19 @@ def run(
     for name in ("max_tokens", "max_passage_tokens", "max_answer_tokens")
   )
   return RunResult(report, str(root / "report.json"), str(root / "report.html"), tuned, query_encoder, ask_options)
+
+
+def _live(config: RunConfig, title: str, progress: Progress) -> Progress:
+  """Shows the run on its page until its report is there; that of an earlier call stays until it is made anew."""
+  root = pathlib.Path(config.workdir)
+  if (root / "report.json").exists():
+    return progress
+
+  def so_far() -> dict[str, Any]:
+    stages = files.read_json(root / "stages.json")["seconds"] if (root / "stages.json").exists() else {}
+    return {"seed": config.seed, "stages": stages, "curves": {n: curve(root / n / "metrics.jsonl") for n in CURVES}}
+
+  return LivePage(root, title, progress, so_far)
 
 
 def _peak_memory(report: pathlib.Path) -> int:
@@ -222,16 +237,6 @@ def _by_set(results: dict[str, EvaluateResult]) -> dict[str, dict[str, Any]]:
     for of, matches in found.items():
       out.setdefault(of, {"n": len(matches), "exact_match": {}})["exact_match"][name] = float(np.mean(matches))
   return out
-
-
-def _curve(path: pathlib.Path) -> dict[str, list[float]]:
-  lines = read_metrics(path)
-  return {
-    "steps": [line["step"] for line in lines if line.get("loss") is not None],
-    "loss": [line["loss"] for line in lines if line.get("loss") is not None],
-    "dev_steps": [line["step"] for line in lines if line.get("dev_loss") is not None],
-    "dev_loss": [line["dev_loss"] for line in lines if line.get("dev_loss") is not None],
-  }
 
 
 def _examples(base: EvaluateResult, tuned: EvaluateResult, passages: PassageStore) -> list[dict[str, Any]]:

@@ -24,11 +24,13 @@ from radit_jax.models.pretrained import (
   save_generator,
 )
 from radit_jax.owner import one_owner
+from radit_jax.plan.flops import generator_batch_flops
 from radit_jax.progress import Progress, silent
 from radit_jax.sharding import RowShare
 from radit_jax.training.loop import Batch
 from radit_jax.training.step import ralt_objective
 from radit_jax.verbs import cards, tuning
+from radit_jax.verbs.examine import answering
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,8 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     mesh=mesh,
     stage=f"train generator ({config.method})",
     progress=progress,
+    forward_flops=functools.partial(generator_batch_flops, generator.config),
+    examine=answering(config, stores["dev"], passages, prompt, tokenizer, mesh),
   )
   model = tuning.export_tuned(model, load, config, base=config.generator)
   recipe = cards.generator_recipe(config, prompt, stores["train"], inputs, tuning.card_figures(figures))

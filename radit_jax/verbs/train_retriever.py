@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from radit_jax import files, runs, sharding
 from radit_jax.config import TrainRetrieverConfig
 from radit_jax.data.batches import lsr_batches, query_lengths
+from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedStore, ScoreStore
 from radit_jax.data.mixture import mixture_of
 from radit_jax.data.negatives import read_negatives
@@ -22,12 +23,20 @@ from radit_jax.models.pretrained import (
   save_encoder,
 )
 from radit_jax.owner import one_owner
+from radit_jax.plan.flops import query_batch_flops
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.index import load_index
 from radit_jax.sharding import RowShare
 from radit_jax.training.loop import Batch
-from radit_jax.training.step import Objective, contrastive_objective, emdr2_objective, lsr_objective
+from radit_jax.training.step import (
+  Objective,
+  contrastive_objective,
+  emdr2_objective,
+  lsr_objective,
+  watched_lsr_objective,
+)
 from radit_jax.verbs import cards, tuning
+from radit_jax.verbs.examine import searching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +119,8 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     negatives = read_negatives(config.negatives, index.manifest["passages_fingerprint"])
     _check_negatives(config, negatives, stores["train"], len(index))
     inputs["negatives"] = files.sha256_file(config.negatives)
+  if config.passages is not None:
+    inputs["passages"] = PassageStore(config.passages).fingerprint
   wanted = runs.recipe(config, inputs=inputs)
   verb = f"train-retriever {config.loss}"
   done = tuning.finished_result(TrainRetrieverResult, "query_encoder", config.workdir, verb, wanted, config.loop)
@@ -170,6 +181,8 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     mesh=mesh,
     stage=f"train retriever ({'shuffled ' if config.shuffle_teacher else ''}{config.loss})",
     progress=progress,
+    forward_flops=functools.partial(query_batch_flops, encoder.body.config),
+    examine=searching(config, stores["dev"], index, tokenizer, mesh, max_tokens=max_tokens, query_prompt=prompt),
   )
   model = tuning.export_tuned(model, load, config, base=config.encoder)
   recipe = cards.encoder_recipe(config, stores["train"], inputs, tuning.card_figures(figures))
@@ -216,7 +229,7 @@ def _objective(config: TrainRetrieverConfig, temperature: float, teacher_tempera
       direction=config.direction,
     )
   return functools.partial(
-    lsr_objective,
+    watched_lsr_objective,
     score_temperature=temperature,
     lm_temperature=config.lm_temperature,
     score=config.score,

@@ -23,10 +23,15 @@ from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.lora import add_lora, body_of, merge_lora, quantize_base
 from radit_jax.models.peft_files import fused_targets, save_adapter
+from radit_jax.plan.chips import peak_flops
+from radit_jax.plan.flops import ADAPTED, TRAINED
 from radit_jax.progress import Progress
 from radit_jax.training.loop import Batch, train
+from radit_jax.training.sinks import check_sinks
 from radit_jax.training.step import Objective
+from radit_jax.verbs.examine import Examine
 from radit_jax.verbs.inspect import describe_batch
+from radit_jax.verbs.live import LivePage, tuning_so_far
 
 RESULT = "result.json"
 R = TypeVar("R")
@@ -318,6 +323,8 @@ def tune(
   mesh: Mesh,
   stage: str,
   progress: Progress,
+  forward_flops: Callable[[Any], float] | None = None,
+  examine: Examine | None = None,
 ) -> tuple[Any, dict[str, Any]]:
   """Takes the directory, writes the first batch, and trains.
 
@@ -335,9 +342,11 @@ def tune(
     mesh: the model lies on it.
     stage: name shown in the progress.
     progress: see :class:`radit_jax.progress.Progress`.
+    forward_flops: model FLOPs of a batch of NumPy arrays, forward only.
+    examine: see :func:`radit_jax.training.loop.train`.
 
   Returns:
-    The model of the best dev loss, and the fields that every tuning's result has.
+    The model of the best checkpoint, and the fields that every tuning's result has.
 
   Raises:
     UserError: the directory belongs to another verb or recipe.
@@ -346,8 +355,14 @@ def tune(
   """
   with jax.set_mesh(mesh):
     choice = _attention(model)
-  runs.open_run(config.workdir, verb, wanted, attention=dataclasses.asdict(choice))
-  write_first_batch(config.workdir, first_batch, tokenizer)
+  check_sinks(config.loop, config.workdir)
+  runs.open_run(config.workdir, verb, wanted, config=config, attention=dataclasses.asdict(choice))
+  if not config.redact:
+    write_first_batch(config.workdir, first_batch, tokenizer)
+  page = LivePage(config.workdir, verb, progress, lambda: tuning_so_far(config.workdir, stage))
+  turns = ADAPTED if config.lora.rank else TRAINED
+  flops = None if forward_flops is None else lambda batch: turns * forward_flops(batch)
+  peak = peak_flops(jax.devices()[0].device_kind)
   trained = train(
     model,
     objective,
@@ -358,9 +373,14 @@ def tune(
     mesh=mesh,
     workdir=config.workdir,
     dev_batches=dev_batches,
+    examine=examine,
+    flops=flops,
+    peak_flops=None if peak is None else peak * mesh.size,
     stage=stage,
-    progress=progress,
+    progress=page,
   )
   assert trained.best_dev_loss is not None
+  if hosts.is_first():
+    page.write(f"{trained.steps:,} steps; step {trained.best_step:,} was the best one.")
   figures = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained) if f.name != "model"}
   return trained.model, figures

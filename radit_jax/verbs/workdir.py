@@ -82,7 +82,7 @@ def open_workdir(config: RunConfig) -> None:
   Raises:
     UserError: another verb or other options made the directory.
   """
-  runs.open_run(config.workdir, "run", _recipe(config))
+  runs.open_run(config.workdir, "run", _recipe(config), config=config)
 
 
 def _recipe(config: RunConfig) -> dict[str, Any]:
@@ -340,6 +340,7 @@ class Workdir:
       loop=dataclasses.replace(c.generator_tuning.loop, seed=c.seed),
       lora=c.generator_tuning.lora,
       remat=c.generator_tuning.remat,
+      redact=c.redact,
       dtype=c.dtype,
       mesh=c.mesh,
     )
@@ -367,6 +368,7 @@ class Workdir:
       retrieved=self._retrieved(self._part("retriever"), "train"),
       dev_retrieved=self._retrieved(self._part("retriever"), "dev"),
       index=self._path("index"),
+      passages=self._path("passages"),
       passage_encoder=c.passage_encoder,
       scores=self._path("scores", "train"),
       dev_scores=self._path("scores", "dev"),
@@ -379,6 +381,7 @@ class Workdir:
       loop=dataclasses.replace(c.retriever_tuning.loop, seed=c.seed),
       lora=c.retriever_tuning.lora,
       remat=c.retriever_tuning.remat,
+      redact=c.redact,
       embedding=c.embedding,
       mesh=c.mesh,
     )
@@ -396,6 +399,7 @@ class Workdir:
       prompt=c.prompt,
       batch_size=c.answer_batch_size,
       seed=c.seed,
+      redact=c.redact,
       dtype=c.dtype,
       mesh=c.mesh,
     )

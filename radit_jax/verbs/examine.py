@@ -1,0 +1,165 @@
+"""What a tuning measures on its dev questions beside the dev loss: answers of a generator, rankings of a retriever."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from radit_jax import hosts, sharding
+from radit_jax.config import LoopConfig, TrainGeneratorConfig, TrainRetrieverConfig
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.examples import RetrievedExample, RetrievedStore
+from radit_jax.data.plan import sample
+from radit_jax.data.prompts import Prompt
+from radit_jax.errors import UserError
+from radit_jax.evaluation.metrics import exact_match, first_hit
+from radit_jax.inference.answer import answer_questions
+from radit_jax.retrieval.embed import embed_queries
+from radit_jax.retrieval.index import Index
+from radit_jax.training.diagnostics import moved
+from radit_jax.training.loop import Measured
+from radit_jax.verbs.evaluate import make_query
+
+#: Dev questions where `loop.select` needs answers or rankings and `loop.dev_questions` says nothing; and those by which
+#: it is seen how far a query encoder has moved.
+_QUESTIONS = 100
+#: Rows that are encoded, and questions that are answered, at once.
+_ENCODED_AT_ONCE, _ANSWERED_AT_ONCE = 64, 16
+
+Examine = Callable[[Any], Callable[[Any], Measured]]
+
+
+def _wanted(loop: LoopConfig) -> int | None:
+  """Dev questions to answer or to search for; None for none."""
+  if loop.dev_questions is not None:
+    return loop.dev_questions
+  return None if loop.select == "dev_loss" else _QUESTIONS
+
+
+def answering(
+  config: TrainGeneratorConfig, dev: RetrievedStore, passages: PassageStore, prompt: Prompt, tokenizer: Any, mesh: Mesh
+) -> Examine | None:
+  """Exact match and log-likelihood of answers to dev questions by eq. 2; None where no answers are asked for.
+
+  Questions are answered as the tuning trains: from k passages, or from none.
+
+  Args:
+    config: of the verb.
+    dev: its dev examples.
+    passages: their passages.
+    prompt: that the tuning trains on.
+    tokenizer: the generator's.
+    mesh: the generator lies on it.
+  """
+  number = _wanted(config.loop)
+  if number is None:
+    return None
+  examples = [e for e in dev.many(sample(len(dev), number, config.loop.seed)) if e.category != "text"]
+  mode = "retrieval" if config.method == "ralt" else "closed_book"
+  queries = [make_query(e, passages, mode=mode, k=config.k) for e in examples]
+
+  def measure(generator: Any) -> Measured:
+    answers = answer_questions(
+      generator,
+      tokenizer,
+      prompt,
+      queries,
+      score_temperature=dev.manifest["score_temperature"],
+      batch_size=_ANSWERED_AT_ONCE,
+      mesh=mesh,
+    )
+    matches = [exact_match(a.text, e.answers) for a, e in zip(answers, examples, strict=True)]
+    likelihoods = [a.gold_log_likelihood for a in answers if a.gold_log_likelihood is not None]
+    return {"exact_match": float(np.mean(matches)), "answer_log_likelihood": float(np.mean(likelihoods))}
+
+  return lambda _: measure
+
+
+def searching(
+  config: TrainRetrieverConfig,
+  dev: RetrievedStore,
+  index: Index,
+  tokenizer: Any,
+  mesh: Mesh,
+  *,
+  max_tokens: int,
+  query_prompt: str,
+) -> Examine:
+  """How far the query encoder has moved; and MRR and recall of dev questions in the whole index, if asked for.
+
+  Args:
+    config: of the verb.
+    dev: its dev examples.
+    index: of the passages.
+    tokenizer: the encoder's.
+    mesh: the encoder lies on it.
+    max_tokens: longest query.
+    query_prompt: put in front of every query.
+
+  Raises:
+    UserError: rankings are asked for, and which passages are right can be known of no question.
+  """
+  number = _wanted(config.loop)
+  drawn = dev.many(sample(len(dev), number or _QUESTIONS, config.loop.seed))
+  examples = [e for e in drawn if e.searched] or drawn
+  right = None if number is None else _judged(config, examples)
+
+  def embed(encoder: Any) -> np.ndarray:
+    return embed_queries(
+      encoder,
+      tokenizer,
+      [e.query for e in examples],
+      max_tokens=max_tokens,
+      prompt=query_prompt,
+      batch_size=sharding.round_up_rows(min(_ENCODED_AT_ONCE, len(examples)), mesh),
+      mesh=mesh,
+    )
+
+  def examine(before: Any) -> Callable[[Any], Measured]:
+    start = embed(before)
+
+    def measure(encoder: Any) -> Measured:
+      now = embed(encoder)
+      out = {"moved": float(moved(jnp.asarray(now), jnp.asarray(start), jnp.ones(len(now), bool)))}
+      if right is not None:
+        out |= _rankings(right, index, now, config.k)
+      return out
+
+    return measure
+
+  return examine
+
+
+Judge = Callable[[Sequence[int]], int]
+
+
+def _judged(config: TrainRetrieverConfig, examples: Sequence[RetrievedExample]) -> list[Judge | None]:
+  """For each question what tells how many passages stand before the first right one; None where that cannot be told."""
+  store = None if config.passages is None else PassageStore(config.passages)
+
+  def judge(e: RetrievedExample) -> Judge | None:
+    if not e.searched or not (e.gold_rows or store):
+      return None
+    return lambda rows: first_hit(e.gold_rows, e.answers, rows, lambda row: store[row].text if store else "")
+
+  found = [judge(e) for e in examples]
+  if not any(found):
+    raise UserError(
+      f"{config.dev_retrieved}: no question names its gold passage, so --loop.dev-questions and --loop.select "
+      f"{config.loop.select} need --passages, to look for answers in what is found"
+    )
+  return found
+
+
+def _rankings(right: Sequence[Judge | None], index: Index, queries: np.ndarray, k: int) -> Measured:
+  """MRR and recall at k, the same in every process: approximate searches need not agree to the last bit."""
+  kept = [i for i, judge in enumerate(right) if judge is not None]
+  told = ""
+  if hosts.is_first():
+    found = index.search(queries[kept], k).ids
+    ranks = [judge(rows.tolist()) for i, rows in zip(kept, found, strict=True) if (judge := right[i]) is not None]
+    told = " ".join(map(str, ranks))
+  rank = np.array(hosts.exchange(told)[0].split(), int)
+  return {"mrr": float(np.mean(np.where(rank < k, 1 / (rank + 1), 0.0))), "recall": float(np.mean(rank < k))}
