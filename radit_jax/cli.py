@@ -49,6 +49,7 @@ VERBS: dict[str, tuple[str, str, type]] = {
   "convert": ("radit_jax.verbs.convert", "convert", configs.ConvertConfig),
   "plan": ("radit_jax.verbs.plan", "plan", configs.PlanConfig),
   "checkpoints": ("radit_jax.verbs.checkpoints", "checkpoints", configs.CheckpointsConfig),
+  "doctor": ("radit_jax.verbs.doctor", "doctor", configs.DoctorConfig),
 }
 #: In place of `prepare` where its options name a mix.
 MIX = ("radit_jax.verbs.prepare_mix", "prepare_mix", configs.PrepareMixConfig)
@@ -69,7 +70,7 @@ LEADING = {
     "convert": "source",
     "download": "sets",
   },
-  "checkpoints": "run",
+  **{"checkpoints": "run", "doctor": "run"},
 }
 #: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.
 _PATH_ERRORS = {
@@ -85,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: without the program's name; None takes the process's.
 
   Returns:
-    The exit status: 0, 2 a wrong call or wrong input (one line on stderr), 1 a fault, a plan that does not fit or a
-    damaged checkpoint, 75 preempted and can be started again, 130 interrupted.
+    The exit status: 0, 2 a wrong call or wrong input (one line on stderr), 1 a fault, a plan that does not fit, a
+    damaged checkpoint or what `doctor` finds, 75 preempted and can be started again, 130 interrupted.
   """
   args = list(sys.argv[1:] if argv is None else argv)
   keep_heap()
