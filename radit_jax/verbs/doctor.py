@@ -94,14 +94,13 @@ def doctor(config: DoctorConfig, *, progress: Progress = silent) -> DoctorResult
     progress("files", done, len(checks), "directories")
   notes.append(f"{len(checks)} directories and files were read")
   for place in tunings:
-    found = [f"{place.name}: {cause}" for cause in _causes(place)]
-    notes.append(f"{place}: {len(read_metrics(place / METRICS))} lines of figures were read")
-    findings += found
-  if config.rerun:
-    for place in tunings:
-      told, wrong = _rerun(place, progress)
-      notes += [f"{place}: {line}" for line in told]
-      findings += [f"{place}: {line}" for line in wrong]
+    try:
+      findings += [f"{place}: {cause}" for cause in _causes(place)]
+      told, wrong = _rerun(place, progress) if config.rerun else ([], [])
+    except UserError as e:  # of a file that has been named above
+      told, wrong = [f"its figures were not read: {e}"], []
+    notes += [f"{place}: {line}" for line in told]
+    findings += [f"{place}: {line}" for line in wrong]
   return DoctorResult(tuple(findings), tuple(notes))
 
 
