@@ -139,7 +139,8 @@ def told(parts, tmp_path_factory):
   alone = ["unshare", "--net", "--"]
   if shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True).returncode == 0:
     command = [*alone, *command]
-  environment = {**os.environ, **SECRETS, "PYTHONPATH": f"{root / 'site'}:{ROOT}"}
+  paths = os.pathsep.join(filter(None, [f"{root}/site", str(ROOT), os.environ.get("PYTHONPATH")]))
+  environment = {**os.environ, **SECRETS, "PYTHONPATH": paths}
   done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, done.stderr[-2000:]
   return root / "run", done.stdout + done.stderr
