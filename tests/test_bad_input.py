@@ -43,6 +43,7 @@ def commands(root, parts):
     "export": ["--run", f"{root}/tuned", "--out", f"{root}/published"],
     "convert": ["--source", f"{root}/pickled", "--out", f"{root}/converted"],
     "checkpoints": ["--run", f"{root}/tuned"],
+    "mine-negatives": [*stores, *retrieved[:2], "--out", f"{root}/negatives.jsonl"],
   }
 
 
@@ -130,6 +131,7 @@ INPUTS = {
   "export": ["run"],
   "convert": ["source"],
   "checkpoints": ["run"],
+  "mine-negatives": ["passages", "retrieved"],
 }
 
 
@@ -283,7 +285,7 @@ def test_a_bad_line_is_named(workplace, capsys, verb, name, content, message):
 
 
 @pytest.mark.parametrize(
-  "verb", [v for v in cli.VERBS if v not in ("ask", "inspect", "plan", "download", "checkpoints")]
+  "verb", [v for v in cli.VERBS if v not in ("ask", "inspect", "plan", "download", "checkpoints", "doctor")]
 )
 def test_an_output_below_a_file_is_named(workplace, capsys, verb):
   """Found before anything is computed or, where that is cheap, when it is written."""

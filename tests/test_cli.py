@@ -128,7 +128,7 @@ def test_every_verb_has_help_and_a_documented_function(name, capsys):
 def test_help_shows_the_docstring_of_every_option(capsys):
   cli.main(["train-generator", "--help"])
   out = " ".join(capsys.readouterr().out.replace("│", "").split())
-  assert "--loop.patience {None}|INT stop after this many dev losses without a new best" in out
+  assert "--loop.patience {None}|INT stop after this many measurements without a new best" in out
   assert "--method {ralt,it}" in out
 
 
