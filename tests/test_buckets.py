@@ -31,6 +31,7 @@ ACCEPTED = {
   ("train-retriever", "workdir"),
   ("export", "out"),
   ("ask", "question"),
+  ("retrieve", "question"),
   ("plan", "topology"),
 }
 

@@ -235,6 +235,10 @@ class Checkpoints:
     """Waits, and frees the manager's threads."""
     try:
       self.wait()
-    finally:
+    except Exception:
       self._background.shutdown()
-      self._manager.close()
+      with contextlib.suppress(Exception):  # orbax has more to say of what could not be written, none of it new
+        self._manager.close()
+      raise
+    self._background.shutdown()
+    self._manager.close()
