@@ -298,7 +298,7 @@ def files(config: Config, root: pathlib.Path) -> str:
 
 
 def fails_in_mid_run(
-  world: World, workdir: pathlib.Path, fault: Callable[[], None], *, at: int = 7, every: int = 5
+  world: World, workdir: pathlib.Path, fault: Callable[[], None], *, at: int = 12, every: int = 5
 ) -> dict[str, Any]:
   """A fault of the file system after a step: what is said, how many steps later, and which checkpoint is intact."""
   last = 0
@@ -362,8 +362,10 @@ def removed_directories(world: World, root: pathlib.Path) -> dict[str, dict[str,
   """Of the checkpoints, and of the whole run."""
   one, other = root / "removed" / "one", root / "removed" / "other"
   return {
-    "checkpoints/ removed": fails_in_mid_run(world, one, lambda: shutil.rmtree(one / "checkpoints")),
-    "work directory removed": fails_in_mid_run(world, other, lambda: shutil.rmtree(other)),
+    "checkpoints/ removed": fails_in_mid_run(
+      world, one, lambda: shutil.rmtree(one / "checkpoints", ignore_errors=True)
+    ),
+    "work directory removed": fails_in_mid_run(world, other, lambda: shutil.rmtree(other, ignore_errors=True)),
   }
 
 
