@@ -373,7 +373,7 @@ def disk(config: Config, root: pathlib.Path) -> str:
   rows = []
   for name, found in disk_faults(make_world(root / "world"), root).items():
     rows.append([name, str(found["steps"]), str(found["intact"]), found["said"].replace(str(root), "")[:160]])
-  header = ["after step 7, saved every 5", "steps until the error", "newest intact step", "error"]
+  header = ["after step 12, saved every 5", "steps until the error", "newest intact step", "error"]
   return table(header, rows)
 
 

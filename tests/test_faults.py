@@ -101,7 +101,7 @@ def test_directories_that_go_in_mid_run_end_it_in_one_line(world, tmp_path):
   import faults
 
   for found in faults.removed_directories(world, tmp_path).values():
-    assert found["steps"] <= 5
+    assert found["steps"] <= 8  # a save that fails after step 12 is told of by the one of step 20 at the latest
     assert str(tmp_path / "removed") in found["said"]
     assert "\n" not in found["said"]
 
@@ -123,7 +123,7 @@ def test_a_disk_that_takes_no_more_ends_a_run_and_leaves_what_was_saved(world, t
   found = faults.disk_faults(world, tmp_path)
   for name, text in (("disk full", "No space left"), ("directory read-only", "Read-only file system")):
     assert text in found[name]["said"], found
-    assert found[name]["steps"] <= 5
+    assert found[name]["steps"] <= 8
     assert found[name]["intact"] >= 5  # that of step 10 may be under way
 
 
