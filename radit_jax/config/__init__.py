@@ -8,6 +8,14 @@ from radit_jax.config.recipe import (
   RunConfig,
   TuningConfig,
 )
+from radit_jax.config.retrieval import (
+  Bm25Config,
+  EvaluateRetrievalConfig,
+  IndexConfig,
+  MineNegativesConfig,
+  RerankConfig,
+  RetrieveConfig,
+)
 from radit_jax.config.shared import (
   Backend,
   CorpusFormat,
@@ -31,25 +39,21 @@ from radit_jax.config.shared import (
   TargetScore,
   Verify,
 )
-from radit_jax.config.verbs import (
+from radit_jax.config.tuning import (
   AskConfig,
-  Bm25Config,
+  EvaluateConfig,
+  ScoreConfig,
+  TrainGeneratorConfig,
+  TrainRetrieverConfig,
+)
+from radit_jax.config.verbs import (
   CheckpointsConfig,
   ConvertConfig,
   DoctorConfig,
   DownloadConfig,
-  EvaluateConfig,
-  EvaluateRetrievalConfig,
   ExportConfig,
-  IndexConfig,
   InspectConfig,
-  MineNegativesConfig,
   PrepareConfig,
-  RerankConfig,
-  RetrieveConfig,
-  ScoreConfig,
-  TrainGeneratorConfig,
-  TrainRetrieverConfig,
 )
 
 __all__ = [
