@@ -3,6 +3,7 @@
 
 import gc
 import os
+import pathlib
 from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -31,6 +32,14 @@ def programs_of_one_module() -> Iterator[None]:
   yield
   jax.clear_caches()
   gc.collect()
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[None]:
+  """The programs in benchmarks/ can be imported."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
+    yield
 
 
 @pytest.fixture

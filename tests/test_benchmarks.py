@@ -2,19 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 
 import pytest
 
 pytest.importorskip("torch")
-ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,16 @@
 """The rows of docs/reliability.md, each in seconds: real tunings cut, signalled, damaged, moved and starved."""
 
 import os
-import pathlib
 import signal
 import subprocess
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(benchmarks, tmp_path_factory):
   import fault_runs
 
   return fault_runs.make_world(tmp_path_factory.mktemp("world"))

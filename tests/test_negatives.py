@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from retrieved import make_retrieved
 
 from radit_jax import config as c
 from radit_jax.data.batches import lsr_batches
@@ -15,10 +16,7 @@ from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import load_tokenizer
 from radit_jax.retrieval.index import load_index
-from radit_jax.verbs.index import index
 from radit_jax.verbs.mine_negatives import mine_negatives
-from radit_jax.verbs.prepare import prepare
-from radit_jax.verbs.retrieve import retrieve
 from radit_jax.verbs.train_retriever import train_retriever
 
 TEXTS = {
@@ -123,12 +121,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 @pytest.fixture(scope="module")
 def made(parts, tmp_path_factory):
   root = tmp_path_factory.mktemp("made")
-  prepare(c.PrepareConfig(workdir=str(root), corpus=parts["corpus"], questions=parts["questions"]))
-  stores = {"passages": f"{root}/passages", "index": f"{root}/index", "encoder": parts["encoder"]}
-  index(c.IndexConfig(**stores, embeddings=f"{root}/embeddings", backend="exact", batch_size=16))
-  for split in ("train", "dev"):
-    questions, out = f"{root}/split/{split}.jsonl", f"{root}/retrieved/{split}"
-    retrieve(c.RetrieveConfig(**stores, questions=questions, out=out, k=12, batch_size=16))
+  make_retrieved(root, parts, k=12)
   stores = {"retrieved": f"{root}/retrieved/train", "passages": f"{root}/passages"}
   mine_negatives(c.MineNegativesConfig(**stores, out=f"{root}/negatives.jsonl", negatives=4))
   return root

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from retrieved import make_retrieved
 
 from radit_jax import config as c
 from radit_jax.data.corpus import PassageStore
@@ -16,8 +17,6 @@ from radit_jax.models.pretrained import load_encoder, load_tokenizer
 from radit_jax.retrieval.embed import embed_queries
 from radit_jax.retrieval.index import load_index
 from radit_jax.verbs.evaluate import evaluate
-from radit_jax.verbs.index import index
-from radit_jax.verbs.prepare import prepare
 from radit_jax.verbs.rerank import rerank
 from radit_jax.verbs.retrieve import retrieve
 from radit_jax.verbs.score import score
@@ -32,12 +31,7 @@ FOUND, KEPT = 12, 4
 def made(parts, tmp_path_factory):
   """Stores of 12 passages a question, and a cross-encoder made by transformers that says more than its random start."""
   root = tmp_path_factory.mktemp("made")
-  prepare(c.PrepareConfig(workdir=str(root), corpus=parts["corpus"], questions=parts["questions"]))
-  stores = {"passages": f"{root}/passages", "index": f"{root}/index", "encoder": parts["encoder"]}
-  index(c.IndexConfig(**stores, embeddings=f"{root}/embeddings", backend="exact", batch_size=16))
-  for split in ("train", "dev"):
-    questions, out = f"{root}/split/{split}.jsonl", f"{root}/retrieved/{split}"
-    retrieve(c.RetrieveConfig(**stores, questions=questions, out=out, k=FOUND, batch_size=16))
+  make_retrieved(root, parts, k=FOUND)
   tokenizer = transformers.AutoTokenizer.from_pretrained(parts["encoder"])
   torch.manual_seed(0)
   shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

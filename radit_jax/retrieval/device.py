@@ -15,7 +15,7 @@ from radit_jax import hosts
 from radit_jax.config import Dtype
 from radit_jax.retrieval.metadata import Allowed
 from radit_jax.retrieval.rows import Rows
-from radit_jax.retrieval.scann import Settings
+from radit_jax.retrieval.scann import Settings, num_candidates
 from radit_jax.sharding import gather, make_mesh, place
 
 #: Rows multiplied at once on each device, and queries: 64 MiB of products.
@@ -100,7 +100,7 @@ class DeviceCandidates:
     self, queries: Float[np.ndarray, "Q E"], k: int, mask: Bool[np.ndarray, "N"] | None
   ) -> tuple[Int[np.ndarray, "Q C"], Float[np.ndarray, "Q"]]:
     """Candidates, and the least product among them where rows were left out, -inf where none were."""
-    wanted = min(max(2 * k, k + 16, self._settings.reorder), self._count)
+    wanted = min(max(num_candidates(k), self._settings.reorder), self._count)
     if wanted > _MOST:
       return np.full((len(queries), k), -1, np.int64), np.full(len(queries), np.inf)
     ids, least = np.empty((len(queries), wanted), np.int64), np.empty(len(queries))

@@ -17,7 +17,7 @@ from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.metadata import Allowed, MetadataFilter
 from radit_jax.retrieval.rows import Rows
-from radit_jax.retrieval.scann import EXACT_BELOW, Settings
+from radit_jax.retrieval.scann import EXACT_BELOW, Settings, num_candidates
 
 #: Environment variable with the token, or user:password; never written anywhere.
 TOKEN = "MILVUS_TOKEN"
@@ -94,7 +94,7 @@ class MilvusCandidates:
     self, queries: Float[np.ndarray, "Q E"], k: int, leaves: int | None, expression: str
   ) -> tuple[Int[np.ndarray, "Q C"], Float[np.ndarray, "Q C"]]:
     """Rows and products as the server has them; -1 and -inf where it names no more."""
-    wanted = min(max(2 * k, k + 16, self._settings.reorder), self._count)
+    wanted = min(max(num_candidates(k), self._settings.reorder), self._count)
     if wanted > _MOST:
       return np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf)
     ids = np.full((len(queries), wanted), -1, np.int64)

@@ -78,6 +78,16 @@ def default_settings(parameters: dict[str, Any]) -> Settings:
   return Settings(math.ceil(parameters["leaves"] / 8) if "leaves" in parameters else None, 1 if plain else REORDER)
 
 
+def num_candidates(k: int) -> int:
+  """How many candidates a backend names for the k best: its products are rounded, bfloat16 orders rows to three digits.
+
+  Example:
+    >>> num_candidates(5), num_candidates(100)
+    (15, 200)
+  """
+  return max(2 * k, k + 10)
+
+
 def build_shard(
   sources: Sequence[tuple[pathlib.Path, int, int]], directory: pathlib.Path, parameters: dict[str, Any]
 ) -> dict[str, Any]:
@@ -186,8 +196,7 @@ class ScannCandidates:
     Returns:
       ``[Q, C]`` int64 with C >= k; -1 where ScaNN found no more.
     """
-    # bfloat16 order is right to three digits: the spare candidates are there for the float32 scores to choose from.
-    wanted = max(2 * k, k + 10)
+    wanted = num_candidates(k)
     best = np.empty((len(queries), 0), np.int64)
     likeness = np.empty((len(queries), 0), np.float32)
     for number, (directory, first) in enumerate(self._shards):

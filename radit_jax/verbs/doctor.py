@@ -306,10 +306,7 @@ def _again(
 
 
 def _link(source: str, target: str) -> None:
-  try:
-    os.link(source, target)
-  except OSError:  # a file system without links
-    shutil.copy2(source, target)
+  files.link(pathlib.Path(source), pathlib.Path(target))
 
 
 def _config(cls: type, options: dict[str, Any]) -> Any:
