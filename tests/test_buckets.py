@@ -4,22 +4,28 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 import typing
 import urllib.parse
 from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from processes import finish, free_port, start
+from test_distributed import config_file
 from test_verbs import generator_config, made, retriever_config  # noqa: F401 - made is a fixture
 
 from radit_jax import cli, files
 from radit_jax import config as c
 from radit_jax.errors import UserError
+from radit_jax.training import manifests
 from radit_jax.training.checkpoint import Checkpoints
 from radit_jax.training.metrics import MetricsWriter, read_metrics
 from radit_jax.verbs.export import export
@@ -184,6 +190,37 @@ def test_a_generator_tuned_in_a_bucket_is_the_one_tuned_on_disk(made, parts, buc
   assert train_generator(remote, progress=kill) == result
   with pytest.raises(UserError, match=r"gs://bucket/run/run.json: made with k = 2, this call has 1"):
     train_generator(dataclasses.replace(remote, k=1))
+
+
+def test_two_processes_tune_in_one_bucket_and_one_goes_on(made, parts, bucket, tmp_path):  # noqa: F811
+  """A signal to one stops both; a single process continues from the newest step that they saved together."""
+  loop = c.LoopConfig(steps=100_000, batch_size=8, log_every=1, evaluate_every=4, keep=100)
+  config = generator_config(made, parts, f"{bucket}/two", loop=loop)
+  port, file = free_port(), config_file(tmp_path / "tuning.py", config)
+  started = [start(["-m", "radit_jax.cli", "train-generator", "--config", str(file)], i, port) for i in range(2)]
+  until = time.monotonic() + 240
+  while len(read_metrics(f"{bucket}/two/metrics.jsonl")) < 7 and time.monotonic() < until:  # one has been saved
+    assert [p.poll() for p, _ in started] == [None, None]
+    time.sleep(0.1)
+  os.kill(started[1][0].pid, signal.SIGTERM)
+  done = finish(*started)
+  assert [status for status, *_ in done] == [75, 75]
+  assert done[0][2] == done[1][2]
+  saved = [s.number for s in manifests.steps(f"{bucket}/two/checkpoints") if not s.problem]
+  assert saved[0] == 4
+  went_on = []
+
+  class Killed(Exception):
+    pass
+
+  def kill(stage, done, total, unit, **figures):
+    if unit == "steps" and done > saved[-1]:
+      went_on.append(done)
+      raise Killed
+
+  with pytest.raises(Killed):
+    train_generator(config, progress=kill)
+  assert went_on == [saved[-1] + 1]
 
 
 def test_a_retriever_is_tuned_in_a_bucket_and_a_run_exported_to_one(made, parts, bucket, tmp_path):  # noqa: F811
