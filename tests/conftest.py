@@ -4,12 +4,16 @@
 import gc
 import os
 import pathlib
+import signal
 from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Level 0: the programs of tests are small, and compiling them takes longer than running them (half the time of a file).
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+# A shell starts what it puts in the background with Ctrl-C ignored, and no shell below can trap it again: tests that
+# send it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import numpy as np
