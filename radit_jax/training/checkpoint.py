@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,15 +30,30 @@ def _named(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def _in_short(e: Exception) -> str:
+  """What the system said, where tensorstore tells it at the end of a chain of names and source lines."""
+  text = " ".join(str(e).split())
+  code = re.search(r"os_error_code='(\d+)'", text)
+  return f"[Errno {code[1]}] {os.strerror(int(code[1]))}" if code else text[:300]
+
+
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:
   return {name: float(value) for name, value in metrics.items()}
 
 
-class _RaisedToo(logging.Filter):
-  """Drops errors that orbax logs, each with its traceback: it raises them too, and people are told in one line."""
+def _handler() -> Any:
+  """Writes arrays as one transaction, so that a disk that takes no more is one error.
 
-  def filter(self, record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+  Orbax's default awaits every array by itself, and a list of them, in an event loop that the first error closes: all
+  others then report theirs to it, each with a traceback of an exception that is ignored. That list (array metadata)
+  serves keys of random numbers only. And it compresses: a trained state gets a tenth smaller, and the host holds it
+  once more until it is written.
+  """
+  import orbax.checkpoint as ocp
+
+  types = ocp.type_handlers.create_type_handler_registry((jax.Array, ocp.type_handlers.ArrayHandler()))
+  base = ocp.BasePyTreeCheckpointHandler(use_compression=False, save_concurrent_bytes=None, type_handler_registry=types)
+  return ocp.PyTreeCheckpointHandler(handler_impl=base, type_handler_registry=types)
 
 
 class Checkpoints:
@@ -45,9 +61,6 @@ class Checkpoints:
 
   Each has a manifest (:mod:`radit_jax.training.manifests`), written once the step is final and before an older one is
   removed: at any moment of a run there is an intact one after the first.
-
-  Arrays are written as they are in memory. Compressed by orbax (zstd, as is its default) a state of trained weights
-  and moments is a tenth smaller, and the host holds it once more until it is written.
 
   Args:
     directory: made if missing. Checkpoints in it that are not intact are named and put out of the way.
@@ -78,14 +91,10 @@ class Checkpoints:
     seen = json.loads(hosts.exchange(json.dumps(intact))[0])
     self._leaves: dict[int, dict[str, str]] = {int(n): m["leaves"] for n, m in seen.items()}
     self._metrics: dict[int, dict[str, float]] = {int(n): m["metrics"] for n, m in seen.items()}
-    # Without a limit on bytes in flight all arrays are one transaction: one error if it cannot be written, where many
-    # writes would each report theirs to an event loop that the first error has closed.
-    handler = ocp.BasePyTreeCheckpointHandler(use_compression=False, save_concurrent_bytes=None)
-    self._quiet = _RaisedToo()
-    logging.getLogger("absl").addFilter(self._quiet)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs with its traceback, it raises too
     self._manager = ocp.CheckpointManager(
       self._root,
-      item_handlers=ocp.PyTreeCheckpointHandler(handler_impl=handler),
+      item_handlers=_handler(),
       # It removes no step: it would do so before the newer one has its manifest.
       options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
     )
@@ -188,8 +197,8 @@ class Checkpoints:
       whole = max((s for s in self._leaves if s != step), default=None)
       rest = "no earlier one is there" if whole is None else f"step {whole} is the newest that is whole"
       raise TrainingError(
-        f"{self._root}/{step}: the checkpoint cannot be written ({' '.join(str(e).split())[:300]}); {rest}, and the "
-        "same command continues once there is room and the directory can be written to"
+        f"{self._root}/{step}: the checkpoint cannot be written ({_in_short(e)}); {rest}, and the same command "
+        "continues once there is room and the directory can be written to"
       ) from e
 
   def rate(self, step: int, *, dev_loss: float, **others: float) -> None:
@@ -205,7 +214,7 @@ class Checkpoints:
     """Writes the manifest once the step is final; then the older steps can go."""
     with self._told(step):
       self._manager.wait_until_finished()
-      self.check()  # who removes the earlier ones meanwhile removes files of this one too, which its manifest would lack
+      self.check()  # who removes the earlier ones meanwhile removes files of this one, which its manifest would lack
       leaves = by_name(dict.fromkeys(names), sums)
       if hosts.is_first():
         manifests.write(
@@ -301,4 +310,3 @@ class Checkpoints:
       self._manager.close()
     finally:
       self._background.shutdown()
-      logging.getLogger("absl").removeFilter(self._quiet)
