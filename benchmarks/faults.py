@@ -5,6 +5,8 @@ Run: python benchmarks/faults.py --row cuts --page docs/reliability.md
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 import pathlib
 import random
@@ -137,7 +139,7 @@ def kill(
       until = time.monotonic() + 5 * length
       while reached(workdir) <= before and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
-      time.sleep(moments.uniform(0, 0.25 * length))
+      time.sleep(moments.uniform(0, 0.15 * length))
       process.kill()
     status = process.wait()
     if status == 0:
@@ -297,86 +299,6 @@ def files(config: Config, root: pathlib.Path) -> str:
   return table(header, rows)
 
 
-def fails_in_mid_run(
-  world: World, workdir: pathlib.Path, fault: Callable[[], None], *, at: int = 12, every: int = 5
-) -> dict[str, Any]:
-  """A fault of the file system after a step: what is said, how many steps later, and which checkpoint is intact."""
-  last = 0
-
-  def progress(stage: str, done: int, total: int, unit: str, /, **figures: float) -> None:
-    nonlocal last
-    last = done
-    if unit == "steps" and done == at:
-      fault()
-
-  said = "nothing"
-  try:
-    tune(world.config("ralt", workdir, steps=40, evaluate_every=every, keep=3), progress)
-  except (TrainingError, UserError, OSError) as e:
-    said = f"{type(e).__name__}: {e}"
-  return {"said": said, "steps": last - at, "intact": intact(workdir)}
-
-
-@contextlib.contextmanager
-def mounted(place: pathlib.Path, size: str) -> Any:
-  """A small file system; needs root."""
-  place.mkdir(parents=True)
-  subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True, capture_output=True)
-  try:
-    yield place
-  finally:
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(place: pathlib.Path) -> None:
-  """Until there is no room."""
-  with contextlib.suppress(OSError), open(place / "filler", "wb", buffering=0) as f:
-    while True:
-      f.write(bytes(1 << 16))
-  with contextlib.suppress(OSError), open(place / "filler2", "wb", buffering=0) as f:
-    while True:
-      f.write(bytes(1))
-
-
-def disk_faults(world: World, root: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """A full disk, a file system that turns read-only, and directories that go."""
-  found = {}
-  with mounted(root / "full", "64m") as place:
-    found["disk full"] = fails_in_mid_run(world, place / "run", lambda: fill(place))
-  with mounted(root / "readonly", "64m") as place:
-
-    def read_only() -> None:
-      # Files being written keep a file system writable for a moment.
-      for _ in range(100):
-        done = subprocess.run(["mount", "-o", "remount,ro", str(place)], capture_output=True, check=False)
-        if done.returncode == 0:
-          return
-        time.sleep(0.05)
-      raise RuntimeError(done.stderr)
-
-    found["directory read-only"] = fails_in_mid_run(world, place / "run", read_only)
-  return found | removed_directories(world, root)
-
-
-def removed_directories(world: World, root: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Of the checkpoints, and of the whole run."""
-  one, other = root / "removed" / "one", root / "removed" / "other"
-  return {
-    "checkpoints/ removed": fails_in_mid_run(
-      world, one, lambda: shutil.rmtree(one / "checkpoints", ignore_errors=True)
-    ),
-    "work directory removed": fails_in_mid_run(world, other, lambda: shutil.rmtree(other, ignore_errors=True)),
-  }
-
-
-def disk(config: Config, root: pathlib.Path) -> str:
-  rows = []
-  for name, found in disk_faults(make_world(root / "world"), root).items():
-    rows.append([name, str(found["steps"]), str(found["intact"]), found["said"].replace(str(root), "")[:160]])
-  header = ["after step 12, saved every 5", "steps until the error", "newest intact step", "error"]
-  return table(header, rows)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -473,6 +395,141 @@ def nan(config: Config, root: pathlib.Path) -> str:
     newest = str(found["saved"][-1]) if found["saved"] else "none"
     rows.append([name, found["said"][:160] or f"finished, {found['left_out']} steps left out", newest])
   return table(["NaN in", "end of a run of 12 steps, `max_nonfinite_steps` 3", "newest intact step"], rows)
+
+
+def small_run(workdir: pathlib.Path, progress: Callable[..., None]) -> None:
+  """Forty steps of a model of forty arrays, measured and saved every 5."""
+
+  def batches(first: int) -> Any:
+    return (((f"example-{step}",), Points(np.full((8, 3), step, np.float32))) for step in range(first, 40))
+
+  train(
+    Weights({f"w{i}": jnp.zeros(3) for i in range(40)}),
+    squares,
+    batches,
+    total_steps=40,
+    loop=LoopConfig(batch_size=8, log_every=1, evaluate_every=5, keep=3),
+    optimizer=OptimizerConfig(peak_lr=0.1, floor_lr=0.01, warmup_steps=1),
+    mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+    workdir=workdir,
+    dev_batches=lambda: itertools.islice(batches(0), 2),
+    progress=progress,
+  )
+
+
+def fails_in_mid_run(workdir: pathlib.Path, fault: Callable[[], None], *, saving: bool) -> dict[str, Any]:
+  """A fault of the file system after step 12, or while step 10 is being saved.
+
+  Returns:
+    what is said, how many steps later, and which checkpoint is intact.
+  """
+  last, at = 0, 10 if saving else 12
+
+  def progress(stage: str, done: int, total: int, unit: str, /, **figures: float) -> None:
+    nonlocal last
+    last = done
+    if done == at and not saving:
+      fault()
+
+  def save(checkpoints: Checkpoints, step: int, *args: Any, **options: Any) -> None:
+    begin(checkpoints, step, *args, **options)
+    if step == at and saving:
+      fault()
+
+  said, begin = "nothing", Checkpoints.save
+  try:
+    Checkpoints.save = save  # type: ignore[method-assign]
+    small_run(workdir, progress)
+  except (TrainingError, UserError, OSError) as e:
+    said = f"{type(e).__name__}: {e}"
+  finally:
+    Checkpoints.save = begin  # type: ignore[method-assign]
+  return {"said": said, "steps": last - at, "intact": intact(workdir)}
+
+
+@contextlib.contextmanager
+def mounted(place: pathlib.Path, size: str) -> Any:
+  """A small file system; needs root."""
+  place.mkdir(parents=True)
+  subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True, capture_output=True)
+  try:
+    yield place
+  finally:
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place: pathlib.Path) -> None:
+  """Until there is no room."""
+  for name, size in (("filler", 1 << 16), ("filler2", 1)):
+    with contextlib.suppress(OSError), open(place / name, "wb", buffering=0) as f:
+      while True:
+        f.write(bytes(size))
+
+
+def make_read_only(place: pathlib.Path) -> None:
+  """Files being written keep a file system writable for a moment."""
+  for _ in range(200):
+    done = subprocess.run(["mount", "-o", "remount,ro", str(place)], capture_output=True, check=False)
+    if done.returncode == 0:
+      return
+    time.sleep(0.05)
+  raise RuntimeError(done.stderr)
+
+
+def remove(place: pathlib.Path) -> None:
+  """What is being written meanwhile may stay."""
+  shutil.rmtree(place, ignore_errors=True)
+
+
+#: Faults of a file system of its own, on which the run lies in ``run``; the last two need no such file system.
+DISK_FAULTS: dict[str, Callable[[pathlib.Path], None]] = {
+  "disk full": fill,
+  "read-only": make_read_only,
+  "`checkpoints/` removed": lambda place: remove(place / "run/checkpoints"),
+  "work directory removed": lambda place: remove(place / "run"),
+}
+
+
+def fails_in_a_process(world: World, place: pathlib.Path, fault: Callable[[pathlib.Path], None]) -> dict[str, Any]:
+  """The command line, as its work directory fails after step 12: what people see, and how many steps later."""
+  file = place.parent / f"{place.name}.py"
+  process = start(world.config("ralt", place / "run", steps=100_000, keep=3), file)
+  while reached(place / "run") < 12 and process.poll() is None:
+    time.sleep(0.005)
+  with open(place / "run/metrics.jsonl") as lines:  # readable once it has been removed, too
+    fault(place)
+    lines.read()
+    status = process.wait()
+    steps = sum('"loss"' in line for line in lines.read().splitlines())
+  said = file.with_suffix(".err").read_text().splitlines()
+  said = [line for line in said if not line.startswith("train ")]  # the progress
+  return {"status": status, "lines": len(said), "said": said[-1], "steps": steps, "intact": intact(place / "run")}
+
+
+def disk(config: Config, root: pathlib.Path) -> str:
+  world, rows = make_world(root / "world"), []
+  for number, (name, fault) in enumerate(DISK_FAULTS.items()):
+    with mounted(root / "process" / str(number), "64m") as place:
+      found = fails_in_a_process(world, place, fault)
+    said = found["said"].replace(str(place), "")[:140]
+    rows.append([name, str(found["steps"]), str(found["status"]), str(found["lines"]), said])
+    print(rows[-1], found["intact"], flush=True)
+  header = [
+    "`radit train-generator`, saved every 5 steps",
+    "steps until the end",
+    "status",
+    "lines on stderr",
+    "the last",
+  ]
+  later = []
+  for saving in (False, True):
+    for number, (name, fault) in enumerate(DISK_FAULTS.items()):
+      with mounted(root / f"{saving}" / str(number), "64m") as place:
+        found = fails_in_mid_run(place / "run", functools.partial(fault, place), saving=saving)
+      moment = "as step 10 is saved" if saving else "after step 12"
+      later.append([f"{name}, {moment}", str(found["steps"]), str(found["intact"] or "gone")])
+  exact = table(["at one moment of a run that saves every 5 steps", "steps until the end", "newest intact step"], later)
+  return table(header, rows) + "\n\n" + exact
 
 
 def lose(

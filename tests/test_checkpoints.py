@@ -111,7 +111,7 @@ def test_each_damaged_file_is_named_or_does_no_harm(saved, tmp_path, warnings, d
   """Of the newest step; swapped with one of the step before, which is then damaged too."""
   names = [p.relative_to(saved.root / "12") for p in files_of(saved.root / "12")]
   others = [p.relative_to(saved.root / "8") for p in files_of(saved.root / "8")]
-  assert min(len(names), len(others)) > 10  # one more or less: orbax divides its own as they come
+  assert min(len(names), len(others)) >= 9  # ten, one more or less: orbax divides its own as they come
   counterparts = [name if name in others else others[i % len(others)] for i, name in enumerate(names)]
   fell_back = 0
   for number, (name, counterpart) in enumerate(zip(names, counterparts, strict=True)):

@@ -88,16 +88,6 @@ def test_kills_at_random_moments_lose_no_more_than_was_not_saved(world, tmp_path
   assert found["lost"] < 2 * found["every"]  # one interval, and what is done while the newest step is written
 
 
-@pytest.mark.fault
-def test_directories_that_go_in_mid_run_end_it_in_one_line(world, tmp_path):
-  import faults
-
-  for found in faults.removed_directories(world, tmp_path).values():
-    assert found["steps"] <= 8  # a save that fails after step 12 is told of by the one of step 20 at the latest
-    assert str(tmp_path / "removed") in found["said"]
-    assert "\n" not in found["said"]
-
-
 def can_mount(place):
   place.mkdir()
   done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True, check=False)
@@ -106,17 +96,51 @@ def can_mount(place):
   return done.returncode == 0
 
 
-@pytest.mark.fault
-def test_a_disk_that_takes_no_more_ends_a_run_and_leaves_what_was_saved(world, tmp_path):
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of its own, in which a run may lie."""
   import faults
 
   if os.geteuid() or not can_mount(tmp_path / "probe"):
     pytest.skip("a file system of its own needs root")
-  found = faults.disk_faults(world, tmp_path)
-  for name, text in (("disk full", "No space left"), ("directory read-only", "Read-only file system")):
-    assert text in found[name]["said"], found
-    assert found[name]["steps"] <= 8
-    assert found[name]["intact"] >= 5  # that of step 10 may be under way
+  with faults.mounted(tmp_path / "disk", "64m") as place:
+    yield place
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("saving", [False, True])
+@pytest.mark.parametrize(("name", "text"), [("disk full", "No space left"), ("read-only", "Read-only file system")])
+def test_a_disk_that_takes_no_more_ends_a_run_by_the_next_save(small_disk, name, text, saving):
+  import faults
+
+  found = faults.fails_in_mid_run(small_disk / "run", lambda: faults.DISK_FAULTS[name](small_disk), saving=saving)
+  assert text in found["said"]
+  assert "\n" not in found["said"]
+  assert found["steps"] <= 5
+  assert found["intact"] in ((5, 10) if saving else (10,))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("saving", [False, True])
+@pytest.mark.parametrize("name", ["`checkpoints/` removed", "work directory removed"])
+def test_a_directory_that_goes_ends_a_run_at_the_next_step(tmp_path, name, saving):
+  import faults
+
+  found = faults.fails_in_mid_run(tmp_path / "run", lambda: faults.DISK_FAULTS[name](tmp_path), saving=saving)
+  assert found["steps"] <= 1
+  assert str(tmp_path / "run") in found["said"]
+  assert "\n" not in found["said"]
+
+
+@pytest.mark.fault
+def test_people_see_one_line_of_a_full_disk(world, small_disk):
+  import faults
+
+  found = faults.fails_in_a_process(world, small_disk, faults.fill)
+  assert (found["status"], found["lines"]) == (1, 1), found
+  assert "No space left" in found["said"]
+  assert found["steps"] <= 5
+  assert found["intact"] >= 10
 
 
 @pytest.mark.parametrize(

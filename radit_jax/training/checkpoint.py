@@ -2,9 +2,12 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import json
+import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,8 +30,30 @@ def _named(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def _in_short(e: Exception) -> str:
+  """What the system said, where tensorstore tells it at the end of a chain of names and source lines."""
+  text = " ".join(str(e).split())
+  code = re.search(r"os_error_code='(\d+)'", text)
+  return f"[Errno {code[1]}] {os.strerror(int(code[1]))}" if code else text[:300]
+
+
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:
   return {name: float(value) for name, value in metrics.items()}
+
+
+def _handler() -> Any:
+  """Writes arrays as one transaction, so that a disk that takes no more is one error.
+
+  Orbax's default awaits every array by itself, and a list of them, in an event loop that the first error closes: all
+  others then report theirs to it, each with a traceback of an exception that is ignored. That list (array metadata)
+  serves keys of random numbers only. And it compresses: a trained state gets a tenth smaller, and the host holds it
+  once more until it is written.
+  """
+  import orbax.checkpoint as ocp
+
+  types = ocp.type_handlers.create_type_handler_registry((jax.Array, ocp.type_handlers.ArrayHandler()))
+  base = ocp.BasePyTreeCheckpointHandler(use_compression=False, save_concurrent_bytes=None, type_handler_registry=types)
+  return ocp.PyTreeCheckpointHandler(handler_impl=base, type_handler_registry=types)
 
 
 class Checkpoints:
@@ -66,9 +91,10 @@ class Checkpoints:
     seen = json.loads(hosts.exchange(json.dumps(intact))[0])
     self._leaves: dict[int, dict[str, str]] = {int(n): m["leaves"] for n, m in seen.items()}
     self._metrics: dict[int, dict[str, float]] = {int(n): m["metrics"] for n, m in seen.items()}
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs with its traceback, it raises too
     self._manager = ocp.CheckpointManager(
       self._root,
-      item_handlers=ocp.StandardCheckpointHandler(),  # without it, metadata of an older run cannot be read
+      item_handlers=_handler(),
       # It removes no step: it would do so before the newer one has its manifest.
       options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
     )
@@ -111,9 +137,11 @@ class Checkpoints:
 
     self.wait()
     named = _named(state)
-    sums = checksums(named)  # of what is on the devices now: the next step may take its memory
+    self.check()
     with self._told(step):
-      self._manager.save(step, args=ocp.args.StandardSave(named), custom_metadata={manifests.MARKER: True}, force=True)
+      self._check_room(sum(x.nbytes for x in named.values()))
+      sums = checksums(named)  # of what is on the devices now: the next step may take its memory
+      self._manager.save(step, args=ocp.args.PyTreeSave(named), custom_metadata={manifests.MARKER: True}, force=True)
     self._metrics[step] = {} if dev_loss is None else _floats({DEV_LOSS: dev_loss, **others})
     seal = functools.partial(self._seal, step, sorted(named), sums, self._metrics[step], self._superseded())
     self._sealing = self._background.submit(seal)
@@ -126,6 +154,40 @@ class Checkpoints:
       del self._metrics[s]
     return old
 
+  def check(self) -> None:
+    """Asserts that what was saved is still there: one look at a file, for each step.
+
+    Orbax makes a directory anew that was removed, and the run would go on without its earlier checkpoints. The number
+    of an inode would tell too, but some network file systems change it.
+
+    Raises:
+      TrainingError: somebody has removed it.
+    """
+    if files.in_bucket(self._root) or not hosts.is_first():
+      return
+    whole = max(self._leaves, default=None)
+    kept = self._root if whole is None else self._root / str(whole) / files.MANIFEST
+    if not kept.exists():
+      raise TrainingError(
+        f"{kept}: removed while the run went on, which ends here; the same command begins anew, or continues from what "
+        f"is in {self._root}"
+      )
+
+  def _check_room(self, size: int) -> None:
+    """Refuses to begin what cannot be finished.
+
+    Raises:
+      OSError: the file system can only be read, or has not that many bytes.
+    """
+    if files.in_bucket(self._root) or not hosts.is_first():
+      return
+    place = os.statvfs(self._root)
+    if place.f_flag & os.ST_RDONLY:
+      raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    free = place.f_bavail * place.f_frsize
+    if place.f_blocks and free < size:  # some network file systems do not know their size
+      raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {free / 1e6:.0f} MB of {size / 1e6:.0f} needed")
+
   @contextlib.contextmanager
   def _told(self, step: int) -> Iterator[None]:
     """A file system that takes no more is told in one line, with what is safe."""
@@ -135,25 +197,24 @@ class Checkpoints:
       whole = max((s for s in self._leaves if s != step), default=None)
       rest = "no earlier one is there" if whole is None else f"step {whole} is the newest that is whole"
       raise TrainingError(
-        f"{self._root}/{step}: the checkpoint cannot be written ({' '.join(str(e).split())[:300]}); {rest}, and the "
-        "same command continues once there is room and the directory can be written to"
+        f"{self._root}/{step}: the checkpoint cannot be written ({_in_short(e)}); {rest}, and the same command "
+        "continues once there is room and the directory can be written to"
       ) from e
 
   def rate(self, step: int, *, dev_loss: float, **others: float) -> None:
     """Gives a checkpoint the dev loss, and what else was measured, that it was saved without."""
     self.wait()
     self._metrics[step] = _floats({DEV_LOSS: dev_loss, **others})
-    old = self._superseded()
-    if hosts.is_first():
-      with self._told(step):
+    with self._told(step):
+      if hosts.is_first():
         manifests.rate(self._root / str(step), step, self._metrics[step])
-        for other in old:
-          manifests.remove(self._root / str(other))
+      self._remove(self._superseded())
 
   def _seal(self, step: int, names: list[str], sums: jax.Array, metrics: dict[str, float], old: list[int]) -> None:
     """Writes the manifest once the step is final; then the older steps can go."""
     with self._told(step):
       self._manager.wait_until_finished()
+      self.check()  # who removes the earlier ones meanwhile removes files of this one, which its manifest would lack
       leaves = by_name(dict.fromkeys(names), sums)
       if hosts.is_first():
         manifests.write(
@@ -163,9 +224,14 @@ class Checkpoints:
           metrics=metrics,
           data={**self._data, "step": step},
         )
-        for other in old:
-          manifests.remove(self._root / str(other))
-    self._leaves[step] = leaves
+      self._leaves[step] = leaves
+      self._remove(old)
+
+  def _remove(self, old: list[int]) -> None:
+    for step in old:
+      del self._leaves[step]
+      if hosts.is_first():
+        manifests.remove(self._root / str(step))
 
   def resume(self, like: Any) -> tuple[int, Any]:
     """Number and state of the newest intact step, with the shapes and shardings of ``like``; 0 and ``like`` before the
@@ -184,7 +250,7 @@ class Checkpoints:
           with hosts.one_writes() as mine:
             if mine:
               manifests.set_aside(self._root / str(step), str(e))
-          del self._metrics[step]
+          del self._metrics[step], self._leaves[step]
           self._manager.reload()
     if damage is not None:
       raise UserError(f"{damage}; no other checkpoint is intact: remove {self._root} to begin anew")
@@ -209,7 +275,8 @@ class Checkpoints:
           raise UserError(
             f"{place}: {name} is {shapes.get(name, 'missing')}, this run needs {want.shape}; choose another --workdir"
           )
-      named = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+      restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+      named = self._manager.restore(step, args=ocp.args.PyTreeRestore(wanted, restore_args=restore_args))
     except (ValueError, KeyError, TypeError, OSError) as e:
       # On a disk every file has been held against its SHA-256, so this would be a fault of another kind.
       if isinstance(e, UserError) or not files.in_bucket(self._root):
@@ -236,9 +303,10 @@ class Checkpoints:
     try:
       self.wait()
     except Exception:
-      self._background.shutdown()
       with contextlib.suppress(Exception):  # orbax has more to say of what could not be written, none of it new
         self._manager.close()
       raise
-    self._background.shutdown()
-    self._manager.close()
+    else:
+      self._manager.close()
+    finally:
+      self._background.shutdown()

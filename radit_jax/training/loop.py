@@ -146,18 +146,17 @@ def train(
     # A run that was stopped while it evaluated has saved that step without its dev loss.
     unrated = dev_batches is not None and start > 0 and _is_rated(start, total_steps, loop)
     unrated = unrated and checkpoints.dev_loss(start) is None
-    writer = Sinks(
-      MetricsWriter(root / "metrics.jsonl", resume_step=start, rated=not unrated),
-      *chosen_sinks(loop, workdir, resume_step=start),
-    )
+    lines = MetricsWriter(root / "metrics.jsonl", resume_step=start, rated=not unrated)
+    writer = Sinks(lines, *chosen_sinks(loop, workdir, resume_step=start))
     # Held while the state is replaced, and while it is saved: what is to end this thread saves the state too.
     held = threading.RLock()
 
-    def save(measured: Measured | None) -> None:
+    def save() -> None:
       nonlocal saved
       with held, meter("checkpoint"):
         if saved != step:
-          checkpoints.save(step, state, **(measured or {}))
+          lines.keep()
+          checkpoints.save(step, state)
           saved = step
 
     def stopped_by(name: str) -> str:
@@ -169,7 +168,7 @@ def train(
           f"stopped by {name} between step {step} and the next; the same command continues from the last checkpoint"
         )
       with held:
-        save(None)
+        save()
         checkpoints.wait()
         return stopped_by(name)
 
@@ -179,25 +178,21 @@ def train(
         name = stop_asked()
         if name is not None:
           settle()
-          save(None)
+          save()
           checkpoints.wait()
           raise Preempted(stopped_by(name), agreed=True)
 
-      def rate(keep: Callable[[Measured | None], None] = lambda measured: None) -> Measured | None:
-        """Measures the model on the dev set, logs that, and keeps it; None where there is none, or no finite loss."""
+      def rate() -> Measured | None:
+        """Measures the model on the dev set, and logs that; None where there is none, or no finite loss."""
         if dev_batches is None:
-          keep(None)
           return None
         with meter("evaluate"):
           whole = combine(state.model, frozen)
           loss, seen = mean_loss(whole, dev_batches(), objective, mesh, stop_point)
           found = {} if measure is None else measure(whole)
+        writer.write(step, dev_loss=loss, **({"dev": {**seen, **found}} if seen or found else {}))
         # A checkpoint without a finite loss may be continued, but it is never the best one.
-        measured = {**found, "dev_loss": loss} if math.isfinite(loss) else None
-        with held:  # the line and the checkpoint that it is about
-          writer.write(step, dev_loss=loss, **({"dev": {**seen, **found}} if seen or found else {}))
-          keep(measured)
-        return measured
+        return {**found, "dev_loss": loss} if math.isfinite(loss) else None
 
       pending: _Started | None = None
 
@@ -239,6 +234,7 @@ def train(
       known: set[Any] = set()
       options = {"objective": objective, "update": make.update, "accumulate": loop.accumulate}
       for ids, batch in source:
+        checkpoints.check()
         if loop.accumulate > 1 and hosts.count() == 1:  # one process's share says nothing about whole microbatches
           check_microbatches(batch, loop.accumulate)
         rows = sharding.place_rows(batch, mesh)
@@ -262,7 +258,14 @@ def train(
         last = step >= total_steps
         if _is_rated(step, total_steps, loop):
           settle()
-          measured = rate(save)
+          # Written while the dev set is measured, and waited for before the next step: no kill costs more than the
+          # steps since the save before, and the state is not held a second time by a step that replaces it.
+          save()
+          measured = rate()
+          with held, meter("checkpoint"):
+            checkpoints.wait()
+            if measured is not None:
+              checkpoints.rate(step, **measured)
           if dev_batches is not None:
             rating = None if measured is None else checkpoints.rating(measured)
             if rating is not None and (best is None or rating < best):

@@ -15,8 +15,8 @@ _COPY_EVERY_S = 20.0
 class MetricsWriter:
   """Appends lines, in the first of several processes; on a resume, drops the lines of steps that will be run again.
 
-  Objects in a bucket cannot be appended to: there the whole file is written anew, with each dev loss (a checkpoint
-  follows), else every 20 seconds at most, and when the writer is closed.
+  Objects in a bucket cannot be appended to: there the whole file is written anew, before each checkpoint and with each
+  dev loss (its manifest follows), else every 20 seconds at most, and when the writer is closed.
 
   Args:
     path: the file.
@@ -53,6 +53,10 @@ class MetricsWriter:
 
   def close(self) -> None:
     """Leaves every line in the file."""
+    self.keep()
+
+  def keep(self) -> None:
+    """Has every line in the file: whoever continues from a checkpoint that is made now does not write them again."""
     if files.in_bucket(self._path) and hosts.is_first():
       self._copy()
 
