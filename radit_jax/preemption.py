@@ -22,7 +22,7 @@ from radit_jax.errors import Preempted
 
 STATUS = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Seconds that the main thread has to stop by itself.
+#: Seconds that the main thread has to come to where it can stop, see `_grace_s`.
 _GRACE_S = 5.0
 #: Seconds between two looks at whether another process has been asked to stop.
 _LOOK_EVERY_S = 0.5
@@ -36,6 +36,9 @@ class _Section:
   number: int
   last_resort: Callable[[str], str]
   points: int = 0
+  #: When the last point was passed, and the seconds between the last two.
+  passed_at: float | None = None
+  gap_s: float = 0.0
   noticed: bool = False
   lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
@@ -50,6 +53,8 @@ class _Heed:
   #: Points passed in the sections that have ended.
   ended: list[int] = dataclasses.field(default_factory=list)
   told: set[int] = dataclasses.field(default_factory=set)
+  #: The main thread knows where it is to stop, and saves: however long that takes, nothing else is better.
+  stopping: bool = False
   closed: threading.Event = dataclasses.field(default_factory=threading.Event)
 
   def message(self) -> str:
@@ -133,13 +138,18 @@ def _watch(heed: _Heed, read: int) -> None:
           _tell(heed, number, points)
       if since is not None and section is not None:
         _notice(heed, section)
-      if since is not None and time.monotonic() - since > _GRACE_S:
+      if since is not None and not heed.stopping and time.monotonic() - since > _grace_s(section):
         message = _last_resort(heed)
         if heed.closed.is_set():
           return
         heed.say(f"radit: {message}")
         hosts.leave(STATUS, message)
         _end(STATUS)
+
+
+def _grace_s(section: _Section | None) -> float:
+  """Several processes can only save where all of them stop, two steps on: with a large model that takes a while."""
+  return _GRACE_S if section is None or hosts.count() == 1 else max(_GRACE_S, 2 * section.gap_s)
 
 
 def _last_resort(heed: _Heed) -> str:
@@ -196,12 +206,15 @@ def deferred(last_resort: Callable[[str], str]) -> Iterator[Callable[[], str | N
   section = _Section(len(heed.ended), last_resort)
 
   def stop_here() -> str | None:
+    now = time.monotonic()
     with section.lock:
       section.points += 1
-      if hosts.count() == 1 or not section.noticed:
-        return heed.name if hosts.count() == 1 else None
-      point = section.points
-    return heed.name if point >= _agreed(section) else None
+      section.gap_s = 0.0 if section.passed_at is None else now - section.passed_at
+      section.passed_at = now
+      point, noticed = section.points, section.noticed
+    here = heed.name is not None if hosts.count() == 1 else noticed and point >= _agreed(section)
+    heed.stopping = here
+    return heed.name if here else None
 
   heed.section = section
   try:

@@ -55,7 +55,7 @@ def batches(start, **kwargs):
   return (batch_of(step, **kwargs) for step in itertools.count(start))
 
 
-def run(workdir, *, steps=12, objective=squared_error, source=batches, dev=True, **loop):
+def run(workdir, *, steps=12, objective=squared_error, source=batches, dev=True, examine=None, **loop):
   return train(
     Linear(jnp.zeros(3)),
     objective,
@@ -66,6 +66,7 @@ def run(workdir, *, steps=12, objective=squared_error, source=batches, dev=True,
     mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
     workdir=workdir,
     dev_batches=(lambda: [batch_of(10_000)]) if dev else None,
+    examine=examine,
   )
 
 
@@ -222,6 +223,12 @@ def _away(start):
   for step in itertools.count(start):
     ids, points = batch_of(step)
     yield ids, Points(points.x, -points.y)
+
+
+def test_a_finished_run_is_measured_by_what_it_is_asked_to_select_by_now(tmp_path):
+  run(tmp_path)
+  asked = run(tmp_path, select="mrr", dev_questions=3, examine=lambda first: lambda model: {"mrr": 0.5})
+  assert asked.best_step == 12
 
 
 def test_sigterm_saves_and_the_same_call_continues(tmp_path):

@@ -117,6 +117,10 @@ class Checkpoints:
     value = metrics.get(self._select)
     return value if value is None or self._select == DEV_LOSS else -value
 
+  def is_rated(self, step: int) -> bool:
+    """Whether the metric that selects is known of a checkpoint."""
+    return self.rating(self._metrics.get(step, {})) is not None
+
   def dev_loss(self, step: int) -> float | None:
     """Dev loss of a checkpoint."""
     return self._metrics.get(step, {}).get(DEV_LOSS)

@@ -143,9 +143,10 @@ def train(
     with meter("checkpoint"):
       start, state = checkpoints.resume(state)
     step = saved = start
-    # A run that was stopped while it evaluated has saved that step without its dev loss.
+    # A run that was stopped while it evaluated has saved that step without its dev loss, and one that is continued with
+    # another `select` without that.
     unrated = dev_batches is not None and start > 0 and _is_rated(start, total_steps, loop)
-    unrated = unrated and checkpoints.dev_loss(start) is None
+    unrated = unrated and not checkpoints.is_rated(start)
     lines = MetricsWriter(root / "metrics.jsonl", resume_step=start, rated=not unrated)
     writer = Sinks(lines, *chosen_sinks(loop, workdir, resume_step=start))
     # Held while the state is replaced, and while it is saved: what is to end this thread saves the state too.
@@ -162,14 +163,45 @@ def train(
     def stopped_by(name: str) -> str:
       return f"stopped by {name} after step {step} of {total_steps}; the same command continues"
 
+    pending: _Started | None = None
+
+    def settle() -> None:
+      """Waits for the step that was started last, and logs it."""
+      nonlocal pending
+      done, pending = pending, None
+      if done is None:
+        return
+      with meter("step"):
+        _check(done, loop)
+      figures, count = done.figures, max(float(done.figures.count), 1.0)
+      meter.did(
+        tokens=int(figures.tokens), padded_tokens=done.padded_tokens, flops=done.flops_a_token * int(figures.tokens)
+      )
+      if done.step % loop.log_every == 0 or done.step >= total_steps:
+        loss = float(figures.loss_sum) / count
+        writer.write(
+          done.step,
+          loss=loss,
+          grad_norm=float(figures.gradient_norm),
+          lr=float(rates[done.step - 1]),
+          tokens=int(figures.tokens),
+          batch_ids_hash=_ids_hash(done.ids),
+          nonfinite_steps=int(figures.nonfinite_steps),
+          **{name: float(value) / count for name, value in figures.watched.items()},
+          timing=meter.line(),
+        )
+        progress(stage, done.step, total_steps, "steps", loss=loss)
+
     def last_resort(name: str) -> str:
       if hosts.count() > 1:  # which would all have to come here to save
         return (
           f"stopped by {name} between step {step} and the next; the same command continues from the last checkpoint"
         )
       with held:
+        settle()  # whoever continues from this step does not write its line again
         save()
         checkpoints.wait()
+        writer.close()
         return stopped_by(name)
 
     with contextlib.closing(writer), jax.set_mesh(mesh), preemption.deferred(last_resort) as stop_asked:
@@ -193,35 +225,6 @@ def train(
         writer.write(step, dev_loss=loss, **({"dev": {**seen, **found}} if seen or found else {}))
         # A checkpoint without a finite loss may be continued, but it is never the best one.
         return {**found, "dev_loss": loss} if math.isfinite(loss) else None
-
-      pending: _Started | None = None
-
-      def settle() -> None:
-        """Waits for the step that was started last, and logs it."""
-        nonlocal pending
-        done, pending = pending, None
-        if done is None:
-          return
-        with meter("step"):
-          _check(done, loop)
-        figures, count = done.figures, max(float(done.figures.count), 1.0)
-        meter.did(
-          tokens=int(figures.tokens), padded_tokens=done.padded_tokens, flops=done.flops_a_token * int(figures.tokens)
-        )
-        if done.step % loop.log_every == 0 or done.step >= total_steps:
-          loss = float(figures.loss_sum) / count
-          writer.write(
-            done.step,
-            loss=loss,
-            grad_norm=float(figures.gradient_norm),
-            lr=float(rates[done.step - 1]),
-            tokens=int(figures.tokens),
-            batch_ids_hash=_ids_hash(done.ids),
-            nonfinite_steps=int(figures.nonfinite_steps),
-            **{name: float(value) / count for name, value in figures.watched.items()},
-            timing=meter.line(),
-          )
-          progress(stage, done.step, total_steps, "steps", loss=loss)
 
       if start == 0:
         rate()

@@ -81,13 +81,13 @@ class TensorBoardSink:
 
   Args:
     directory: of the event files; made if missing.
-    resume_step: TensorBoard forgets what earlier files say of later steps.
+    resume_step: TensorBoard forgets what earlier files say of later steps; of all, where the run begins anew.
   """
 
   def __init__(self, directory: pathlib.Path, *, resume_step: int = 0):
     import tensorboardX
 
-    purge = {"purge_step": resume_step + 1} if resume_step else {}
+    purge = {"purge_step": resume_step + 1 if resume_step else 0} if directory.exists() else {}
     self._writer = tensorboardX.SummaryWriter(str(directory), **purge)
 
   def write(self, step: int, **figures: Any) -> None:
