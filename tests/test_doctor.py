@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from test_verbs import PROMPT, generator_config, made, retriever_config  # noqa:
 from radit_jax import cli, files
 from radit_jax import config as c
 from radit_jax.data.examples import RetrievedStore, ScoreStore, write_retrieved, write_scores
+from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint
 from radit_jax.verbs.causes import causes
 from radit_jax.verbs.doctor import doctor
@@ -175,6 +177,17 @@ def test_steps_run_again_are_those_of_the_run(healthy):
   assert result.findings == ()
   assert any("were run again, twice" in note for note in result.notes), result.notes
   assert [p.name for p in root.parent.iterdir()] == ["run"]  # and nothing is left
+
+
+@pytest.mark.parametrize("error", [UserError("mesh of 8 on 1 device"), OSError(30, "Read-only file system", "/runs")])
+def test_steps_that_cannot_be_run_again_here_are_a_note(healthy, monkeypatch, error):
+  def refused(*args):
+    raise error
+
+  monkeypatch.setattr(sys.modules[doctor.__module__], "_again", refused)
+  result = doctor(c.DoctorConfig(str(healthy[1])))
+  assert result.findings == ()
+  assert result.notes[-1].endswith(f"no steps run again: {error}")
 
 
 def test_a_generator_is_run_again_too_and_another_result_is_corruption(made, parts, tmp_path):  # noqa: F811

@@ -242,7 +242,8 @@ class Checkpoints:
     first.
 
     Raises:
-      UserError: the checkpoint holds other names or shapes; or what is restored of each differs from what was saved.
+      UserError: the checkpoint holds other names or shapes.
+      DamagedCheckpoint: what is restored of each differs from what was saved.
     """
     damage = None
     for step in sorted(self._metrics, reverse=True):
@@ -257,7 +258,7 @@ class Checkpoints:
           del self._metrics[step], self._leaves[step]
           self._manager.reload()
     if damage is not None:
-      raise UserError(f"{damage}; no other checkpoint is intact: remove {self._root} to begin anew")
+      raise DamagedCheckpoint(f"{damage}; no other checkpoint is intact: remove {self._root} to begin anew")
     return 0, like
 
   def restore(self, step: int, like: Any) -> Any:

@@ -20,6 +20,7 @@ from radit_jax.errors import TrainingError, UserError
 from radit_jax.models.safetensors_files import read_header
 from radit_jax.progress import Progress, silent
 from radit_jax.training import manifests
+from radit_jax.training.checkpoint import DamagedCheckpoint
 from radit_jax.training.metrics import read_metrics
 from radit_jax.verbs.causes import causes
 from radit_jax.verbs.checkpoints import FOLDER
@@ -222,8 +223,10 @@ def _rerun(place: pathlib.Path, progress: Progress) -> tuple[list[str], list[str
     return ["no steps run again: no step was logged"], []
   try:
     one, other = (_again(verb, config, place, start, target, progress) for _ in range(2))
-  except (UserError, TrainingError) as e:
+  except (DamagedCheckpoint, TrainingError) as e:
     return [], [f"step {start + 1} cannot be run again: {e}"]
+  except (UserError, OSError) as e:  # of what it was given, or of room for the copy: it says nothing of the steps
+    return [f"no steps run again: {e}"], []
   told = [f"steps {start + 1} to {target} were run again, twice"]
   wrong = [
     f"step {target} run twice gives {name} with checksum {a} and {other.leaves[name]}: this machine does not compute "
