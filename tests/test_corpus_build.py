@@ -17,7 +17,7 @@ from radit_jax import files
 from radit_jax.data.corpus import Limit, PassageStore, chunk, read_corpus
 from radit_jax.data.corpus.build import Build, Counts
 from radit_jax.data.corpus.scan import Wanted
-from radit_jax.data.corpus.serialized import digest, example, feature
+from radit_jax.data.corpus.serialized import SHARD, describe, digest, example, feature
 from radit_jax.data.policy import Skipped
 from radit_jax.errors import UserError
 
@@ -301,6 +301,22 @@ def test_records_are_those_that_tfds_writes(tmp_path, text):
     name = next(n for n in features if rest.startswith(features[n]))
     rest = rest[len(features.pop(name)) :]
   assert not features
+
+
+def test_descriptions_are_those_that_tfds_writes(tmp_path):
+  from array_record.python import array_record_module
+
+  from radit_jax.data import builders
+
+  records = [{"id": str(n), "title": "", "text": "A text.", "metadata": "{}"} for n in range(9)]
+  builders.write(builders.RaditPassages, tmp_path / "theirs", records)
+  (path,) = (tmp_path / "theirs").rglob("*.array_record*")
+  size = sum(map(len, array_record_module.ArrayRecordReader(str(path)).read_all()))
+  (tmp_path / "ours" / SHARD).parent.mkdir(parents=True)
+  describe(tmp_path / "ours", [9], size)
+  written = content(tmp_path / "ours")
+  assert len(written) == 2
+  assert written == {name: raw for name, raw in content(tmp_path / "theirs").items() if name.endswith(".json")}
 
 
 def test_the_store_is_a_tfds_data_set(tmp_path, corpus):

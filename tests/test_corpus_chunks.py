@@ -4,13 +4,16 @@ import functools
 import itertools
 import random
 import string
+import sys
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from radit_jax.data.corpus import Document, Limit, chunk, spaced
-from radit_jax.data.corpus.chunks import TokenCount, count_words, cut
+from radit_jax.data.corpus.balance import choose, choose_all
+from radit_jax.data.corpus.chunks import OTHER_STOPS, STOPS, UNSPACED, TokenCount, count_words, cut
 from radit_jax.data.corpus.spaced import cut_all
 from radit_jax.data.policy import BadRecord
 from radit_jax.data.sources import Passage
@@ -277,15 +280,55 @@ def test_passages_keep_title_metadata_and_section_and_never_cross_one():
 ATOMS = {
   12: ("a", "word", " ", "."),
   2: ("Dr", "Mr", "Mrs", "etc", "vs", "No", "St", "A", "B", "é", "éA", "–A", "_A", "3A", "x.y", "\n", "\n\n", "!", "?"),
-  1: ("  ", "\n \n", "\n\t\u3000\n", "\r\n", "\u00a0", "\u2009", "\u2028", "\x1c", "\x85", "…", "...", "?!", "(", "“"),
-  0.7: (")", "]", '"', "'", "”", "’", "»", ".”", "!)", "Ω", "ÿ", "Ā", "。"),
-  0.1: ("中", "๛", "ไทย", "！", "｡", "։", "؟", "．", "\U0001f600", "\ud800", "၊"),
+  1: (
+    "  ",
+    " " * 20,
+    "\n" * 20,
+    "a.)" + '"' * 20,
+    "\n \n",
+    "\n\t\u3000\n",
+    "\r\n",
+    "\u00a0",
+    "\u2009",
+    "\u2028",
+    "\x1c",
+    "\x85",
+    "…",
+    "...",
+    "?!",
+    "(",
+    "“",
+  ),
+  0.7: (
+    ")",
+    "]",
+    '"',
+    "'",
+    "”",
+    "’",
+    "»",
+    ".”",
+    "!)",
+    "Ω",
+    "ÿ",
+    "Ā",
+    "。",
+    "\U0001f600",
+    "\U0001f600A.",
+    "\u3000",
+    "ЖDr.",
+  ),
+  0.1: ("中", "๛", "ไทย", "！", "｡", "։", "؟", "．", "\U00020000", "၊"),
 }
+
+
+def in_utf8(pieces):
+  return [piece.encode() for piece in pieces]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_texts_cut_together_are_those_cut_alone(seed, monkeypatch):
-  """The other way round every rule of sentences: abbreviations, what closes, blank lines, all kinds of white space."""
+  """By every rule of sentences: abbreviations, what closes, blank lines, all kinds of white space."""
   draw = random.Random(seed)
   atoms = [(atom, weight) for weight, of in ATOMS.items() for atom in of]
   names, weights = zip(*atoms, strict=True)
@@ -293,19 +336,66 @@ def test_texts_cut_together_are_those_cut_alone(seed, monkeypatch):
   for _ in range(60):
     texts = ["".join(draw.choices(names, weights, k=draw.randrange(0, 250))) for _ in range(draw.randrange(1, 30))]
     limit = Limit(draw.choice([1, 2, 5, 10, 20, 50, 500]))
-    assert list(cut_all(texts, limit)) == [cut(text, limit) for text in texts]
+    assert list(cut_all(texts, limit)) == [in_utf8(cut(text, limit)) for text in texts]
+
+
+@given(st.lists(st.one_of(texts(), st.text(max_size=80)), max_size=8), st.integers(1, 12), st.integers(1, 200))
+@settings(max_examples=300, deadline=None)
+def test_any_texts_cut_together_are_those_cut_alone(many, limit, together):
+  many = [text.encode(errors="ignore").decode() for text in many]  # half a surrogate pair is read nowhere
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(spaced, "_TOGETHER", together)
+    assert list(cut_all(many, Limit(limit))) == [in_utf8(cut(text, Limit(limit))) for text in many]
+
+
+def slow_class(character):
+  if character.isspace():
+    return spaced._SPACE | (spaced._NEWLINE if character == "\n" else 0)
+  if UNSPACED.match(character) or character in OTHER_STOPS:
+    return spaced._OTHER
+  return spaced._END if character in STOPS else spaced._CLOSING if character in CLOSING else 0
+
+
+def test_every_character_is_of_its_class():
+  """Also those of four bytes, of which there is no table. Where no script has one so far, it is left."""
+  characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+  classes = spaced._classes("".join([*characters, "\n" * 4]).encode()).tolist()
+  at = 0
+  for character in characters:
+    size = len(character.encode())
+    expected = spaced._OTHER if ord(character) >= 0x20000 else slow_class(character)
+    assert classes[at : at + min(size, 3)] == [expected] * min(size, 3), hex(ord(character))
+    assert expected in (slow_class(character), spaced._OTHER)
+    at += size
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=90), max_size=6), st.integers(9, 30))
+@settings(max_examples=300, deadline=None)
+def test_cuts_of_many_texts_are_those_of_each(many, size):
+  words, first, last = [0], [], []
+  expected = []
+  for parts in many:
+    words.append(words[-1])
+    first.append(len(words) - 1)
+    words += itertools.accumulate(parts, initial=words.pop())
+    last.append(len(words) - 1)
+    own = words[first[-1] :]
+    expected.append([first[-1] + place for place in choose(own[:-1], own[1:], size)])
+  places, counts = choose_all(np.array(words, float), np.array(first, int), np.array(last, int), size)
+  assert places.tolist() == list(itertools.chain(*expected))
+  assert counts.tolist() == [len(places) for places in expected]
 
 
 def test_most_texts_are_not_left_to_the_other_way(monkeypatch):
   left = []
   monkeypatch.setattr(spaced, "cut", lambda text, limit: left.append(text) or cut(text, limit))
-  texts = [f"It cost 5 € in “{n}” – so much! Dr. Å. said: no… Or «yes»? Nobody knows; so we go. " * 5 for n in range(9)]
-  far = "A grin \U0001f600 is far away. So are others. " * 9
-  assert list(cut_all([*texts, far, "猫が好きです。" * 20], Limit(20)))[-1][0].startswith("猫")
-  assert left == [far.strip(), "猫が好きです。" * 20]
+  sentence = "It cost 5 € in “{}” – so much! Dr. Å. said: no… Or «yes»? Nobody knows \U0001f600; так что идём. "
+  texts = [sentence.format(n) * 5 for n in range(9)]
+  assert list(cut_all([*texts, "猫が好きです。" * 20], Limit(20)))[-1][0].decode().startswith("猫")
+  assert left == ["猫が好きです。" * 20]
 
 
 def test_other_units_are_cut_one_by_one():
   texts = ["One two three. Four five six. ", "", "Seven."]
   limit = Limit(15, "characters")
-  assert list(cut_all(texts, limit)) == [cut(text, limit) for text in texts]
+  assert list(cut_all(texts, limit)) == [in_utf8(cut(text, limit)) for text in texts]

@@ -9,7 +9,7 @@ import io
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -105,26 +105,6 @@ def write(builder: type[_Builder], directory: pathlib.Path, records: Iterable[di
   with contextlib.redirect_stdout(io.StringIO()):  # it prints where it "downloads" to
     builder(data_dir=directory, records=records).download_and_prepare()
   shutil.rmtree(directory / "downloads", ignore_errors=True)
-
-
-def finish(builder: type[_Builder], directory: pathlib.Path, shard_rows: Sequence[int], num_bytes: int) -> None:
-  """Writes what TFDS wants to know of shards that were written past it.
-
-  Args:
-    builder: whose records they hold.
-    directory: of the store.
-    shard_rows: records of each shard.
-    num_bytes: of all records.
-  """
-  b = builder(data_dir=directory)
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=b.data_path, dataset_name=b.name, split=SPLIT, filetype_suffix="array_record"
-  )
-  split = tfds.core.SplitInfo(
-    name=SPLIT, shard_lengths=list(shard_rows), num_bytes=num_bytes, filename_template=template
-  )
-  b.info.set_splits(tfds.core.SplitDict([split]))
-  b.info.write_to_directory(b.data_path)
 
 
 def split_info(builder: type[_Builder], directory: pathlib.Path) -> Any:

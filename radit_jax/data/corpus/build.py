@@ -30,13 +30,13 @@ from radit_jax.data.corpus.formats import Block
 from radit_jax.data.corpus.merge import PARTITION, Merged, merge
 from radit_jax.data.corpus.pool import Pool, available
 from radit_jax.data.corpus.scan import Scanned, Scanner, Wanted, block_file, read_scanned
-from radit_jax.data.corpus.serialized import SHARD, WRITER_OPTIONS
+from radit_jax.data.corpus.serialized import SHARD, WRITER_OPTIONS, describe
 from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, ORDINAL, read_array
 from radit_jax.data.policy import Skipped
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
 
-#: Bytes of records in a shard, up to the end of its last block.
+#: Bytes of records in a shard, about: each ends with a block.
 SHARD_BYTES = 64 << 20
 _RECIPE = "recipe.json"
 #: Directory of the store under way, in that of the work.
@@ -71,8 +71,8 @@ class Build:
     recipe: what the store is made from; what another one left in the work directory is dropped.
     on_error: "strict" stops at the first bad document, "skip" counts and leaves out bad ones.
     wanted: ids and texts of documents that questions name.
-    processes: that read and write; None takes one for each CPU. They are started anew (spawned), so a script that
-      calls this on a large corpus needs ``if __name__ == "__main__":``.
+    processes: that read and write, this one included; None takes one for each CPU. The others are started anew
+      (spawned), so a script that calls this on a large corpus needs ``if __name__ == "__main__":``.
     block_bytes: see :data:`radit_jax.data.corpus.formats.BLOCK_BYTES`; changes the order of nothing.
     shard_bytes: see :data:`SHARD_BYTES`.
     partition: see :data:`radit_jax.data.corpus.merge.PARTITION`.
@@ -113,7 +113,7 @@ class Build:
       "limit": [limit.size, limit.unit],
       "wanted": hashlib.sha256(names).hexdigest(),
       "sizes": [block_bytes, shard_bytes],
-      "files": 2,  # how a block is kept; another way must not be continued
+      "files": 3,  # how blocks are kept and put into shards; another way must not be continued
     }
     self._block_bytes, self._shard_bytes, self._partition = block_bytes, shard_bytes, partition
     self._scanned: list[Scanned] = []
@@ -199,13 +199,11 @@ class Build:
     record_bytes = 0
     known = {}
     for n, (size, sha256) in enumerate(self._pool.in_order(_SHARDS, tasks), 1):
-      from radit_jax.data import builders  # takes a third of a second, in which other shards are written
-
       record_bytes += size
       known[tasks[n - 1][0].relative_to(out).as_posix()] = sha256
       progress("shards", n, len(shards), "files")
     rows = [sum(pieces[i] - (stop - start) for i, (start, stop) in shard) for shard in shards]
-    builders.finish(builders.RaditPassages, out, rows, record_bytes)
+    describe(out, rows, record_bytes)
     documents = sum(s.documents for s in self._scanned) - merged.num_repeated
     counts = Counts(documents, sum(rows), merged.num_duplicates)
     fields = {name: value for name, value in manifest.items() if name != "recipe"}
@@ -246,18 +244,17 @@ class Build:
 
   def _shards(self, merged: Merged) -> list[list[tuple[int, tuple[int, int]]]]:
     """Blocks of each shard, with the places of what they leave out in the list of that; no shard without a row."""
-    shards: list[list[tuple[int, tuple[int, int]]]] = []
-    size = self._shard_bytes
+    total = sum(s.record_bytes for s in self._scanned)
+    # As few as their size allows, and of the same size, so that processes are done with them at the same time.
+    number = max(1, -(-total // self._shard_bytes))
+    shards: list[list[tuple[int, tuple[int, int]]]] = [[] for _ in range(number)]
     places = list(itertools.accumulate(merged.left_out, initial=0))
+    before = 0
     for i, scanned in enumerate(self._scanned):
-      if scanned.pieces == merged.left_out[i]:
-        continue
-      if size >= self._shard_bytes:
-        shards.append([])
-        size = 0
-      shards[-1].append((i, (places[i], places[i + 1])))
-      size += scanned.record_bytes
-    return shards
+      if scanned.pieces > merged.left_out[i]:
+        shards[before * number // total].append((i, (places[i], places[i + 1])))
+      before += scanned.record_bytes
+    return [shard for shard in shards if shard]
 
   def _say_repeated(self, merged: Merged) -> None:
     """Names documents whose id another one had, or a piece of another one, which is known only after all of them."""
@@ -322,10 +319,9 @@ class _Shards:
     left_out = np.fromfile(self.work / _STORE / LEFT_OUT, ORDINAL, *_range(blocks))
     for index, ordinal, start, stop in blocks:
       own = left_out[start - blocks[0][2] : stop - blocks[0][2]].astype(np.int64) - ordinal
-      records = _records(self.work, index, own)
-      size += sum(map(len, records))
-      if writer is not None:
-        for record in records:
+      for record in _records(self.work, index, own):
+        size += len(record)
+        if writer is not None:
           writer.write(record)
     if writer is not None:
       writer.close()

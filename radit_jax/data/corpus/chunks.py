@@ -1,12 +1,12 @@
 """Long texts cut into pieces below a limit: as few as there can be, at the ends of sentences, of about equal size."""
 
-import bisect
 import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from radit_jax.data.corpus.balance import choose
 from radit_jax.data.policy import BadRecord
 from radit_jax.data.tokenization import EncoderTokenizer
 from radit_jax.errors import UserError
@@ -242,35 +242,3 @@ def _finer(
       out.append(b)
       out_sizes.append(n)
   return out, out_sizes
-
-
-def choose(begin: Sequence[int], end: Sequence[int], size: int) -> list[int]:
-  """First part of each piece.
-
-  Filling every piece from the front gives the fewest pieces, and the latest place of each cut; filling them from the
-  back gives the earliest. Any cut between the two, within the limit of the one before, can be continued.
-  """
-  count = len(begin)
-  latest = [0]
-  while (following := bisect.bisect_right(end, begin[latest[-1]] + size)) < count:
-    latest.append(max(following, latest[-1] + 1))
-  pieces = len(latest)
-  if pieces == 1:
-    return latest
-  earliest = [0] * pieces
-  last = count
-  for i in range(pieces - 1, 0, -1):
-    last = min(bisect.bisect_left(begin, end[last - 1] - size), last - 1)
-    earliest[i] = last
-  chosen = [0]
-  for i in range(1, pieces):
-    before = chosen[-1]
-    low = max(earliest[i], before + 1)
-    high = max(bisect.bisect_right(end, begin[before] + size, low), low)
-    # Where the pieces that are left would have equal sizes.
-    target = begin[before] + (end[-1] - begin[before]) / (pieces - i + 1)
-    place = bisect.bisect_left(end, target, low - 1, high - 1)
-    if place >= low and target - end[place - 1] <= end[place] - target:
-      place -= 1
-    chosen.append(place + 1)
-  return chosen

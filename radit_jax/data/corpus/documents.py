@@ -1,14 +1,13 @@
 """A document on its way from a file to the pieces it is cut into."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from radit_jax.data.corpus.chunks import Limit, cut
 from radit_jax.data.sources import Metadata, Passage
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
   """A text with its sections.
 
   Attributes:
@@ -21,7 +20,7 @@ class Document:
   id: str
   title: str
   sections: Sequence[tuple[str, str]]
-  metadata: Metadata = dataclasses.field(default_factory=dict)
+  metadata: Metadata
 
   @property
   def text(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from radit_jax.data.corpus.scan import BLOCK_DOCUMENT, NUMBERED, PIECE, block_file
-from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, read_array
+from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, by_digest, read_array
 
 #: Digests that are sorted at a time.
 PARTITION = 1 << 20
@@ -77,7 +77,7 @@ def merge(
       number = np.concatenate([part["number"] + np.uint64(first_document[i]) for i, part in entries])
       first = np.concatenate([part["first"] + np.uint64(first_piece[i]) for i, part in entries])
       rest = np.concatenate([part for _, part in entries])
-      order = np.lexsort((number, rest["low"], rest["high"]))
+      order = by_digest(rest["high"], rest["low"])
       table = np.empty(len(order), DOCUMENT)
       table["first"] = first[order]
       for name in ("high", "low", "count"):
@@ -114,7 +114,7 @@ def merge(
       place = np.maximum(np.searchsorted(starts, ordinal, "right").astype(np.int64) - 1, 0)
       gone = (ordinal >= starts[place]) & (ordinal < starts[place] + counts[place])
       ordinal, rest = ordinal[~gone], rest[~gone]
-    order = np.lexsort((ordinal, rest["low"], rest["high"]))
+    order = by_digest(rest["high"], rest["low"])
     ordinal = ordinal[order]
     leaders = _leaders(rest["high"][order], rest["low"][order])
     again = leaders != np.arange(len(order))

@@ -15,49 +15,100 @@ _works: Sequence[Callable[..., Any]] = ()
 
 
 class Pool:
-  """Processes, started when they are first needed, until :meth:`close`.
+  """This process, and others that are started when they are first needed, until :meth:`close`.
 
   Args:
     works: what they do; can be pickled, and is sent to each process once.
-    processes: at least 1.
+    processes: at least 1, this one included.
   """
 
   def __init__(self, works: Sequence[Callable[..., Any]], processes: int):
-    self._works, self._processes = works, processes
+    self._works, self._others = works, processes - 1
     self._executor: ProcessPoolExecutor | None = None
 
   def in_order(self, which: int, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
     """``works[which](*task)`` of every task, in their order.
 
-    Only a few tasks more than there are processes are taken at a time. One task alone, or one process, needs no other.
+    Each process takes the next task when it is done with one; this process too, whenever the next result is not there
+    yet. One task alone needs no other process.
 
     Args:
       which: of the works.
       tasks: arguments, as many as there are.
+
+    Raises:
+      Exception: of ``tasks`` or of a work.
     """
     tasks = iter(tasks)
     first = list(itertools.islice(tasks, 2))
-    if self._processes == 1 or len(first) < 2:
-      for task in itertools.chain(first, tasks):
-        yield self._works[which](*task)
-      return
-    if self._executor is None:
+    others = self._others if len(first) == 2 else 0
+    if others and self._executor is None:
       # Not by fork: JAX has threads, which a forked process waits for in vain.
       context = multiprocessing.get_context("spawn")
-      self._executor = ProcessPoolExecutor(self._processes, context, initializer=_start, initargs=(self._works,))
-    waiting: collections.deque[Future[Any]] = collections.deque()
-    for task in itertools.chain(first, tasks):
-      waiting.append(self._executor.submit(_call, which, task))
-      if len(waiting) > 2 * self._processes:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
+      self._executor = ProcessPoolExecutor(others, context, initializer=_start, initargs=(self._works,))
+    shared = _Shared(itertools.chain(first, tasks))
+    try:
+      for _ in range(others):
+        threading.Thread(target=self._feed, args=(which, shared), daemon=True).start()
+      while (taken := shared.take()) is not None:
+        task, result = taken
+        result.set_result(self._works[which](*task))
+        while shared.results and shared.results[0].done():
+          yield shared.results.popleft().result()
+      while shared.results:
+        yield shared.results.popleft().result()
+    finally:
+      shared.stop()
+
+  def _feed(self, which: int, shared: "_Shared") -> None:
+    """Gives another process one task after the other, up to the first that fails."""
+    assert self._executor is not None
+    while (taken := shared.take()) is not None:
+      task, result = taken
+      try:
+        result.set_result(self._executor.submit(_call, which, task).result())
+      except BaseException as e:
+        result.set_exception(e)
+        return
 
   def close(self) -> None:
     """Ends the processes, and what they have not begun."""
     if self._executor is not None:
       self._executor.shutdown(cancel_futures=True)
       self._executor = None
+
+
+class _Shared:
+  """Tasks that several threads take.
+
+  Attributes:
+    results: of the tasks that were taken, in their order.
+  """
+
+  def __init__(self, tasks: Iterator[tuple[Any, ...]]):
+    self._tasks, self._lock = tasks, threading.Lock()
+    self.results: collections.deque[Future[Any]] = collections.deque()
+
+  def take(self) -> tuple[tuple[Any, ...], Future[Any]] | None:
+    """The next task, and where its result belongs. What goes wrong with the tasks is a result, and the last one."""
+    with self._lock:
+      result: Future[Any] = Future()
+      try:
+        task = next(self._tasks)
+      except StopIteration:
+        return None
+      except Exception as e:
+        result.set_exception(e)
+        self._tasks = iter(())
+        self.results.append(result)
+        return None
+      self.results.append(result)
+      return task, result
+
+  def stop(self) -> None:
+    """Lets none take another one."""
+    with self._lock:
+      self._tasks = iter(())
 
 
 def available() -> int:

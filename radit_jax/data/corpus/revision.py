@@ -20,7 +20,7 @@ from radit_jax.data.corpus.build import SHARD_BYTES, Build
 from radit_jax.data.corpus.changes import Changes, Pieces, compare
 from radit_jax.data.corpus.chunks import Limit
 from radit_jax.data.corpus.content import CONTENT, RECORD, TEXT, content_of, fields_of, match, stored_content
-from radit_jax.data.corpus.serialized import SHARD, WRITER_OPTIONS
+from radit_jax.data.corpus.serialized import SHARD, WRITER_OPTIONS, describe
 from radit_jax.data.corpus.store import PassageStore
 from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, ORDINAL, read_array
 from radit_jax.errors import UserError
@@ -210,7 +210,7 @@ def _write(
   out = build.work / "version"
   shutil.rmtree(out, ignore_errors=True)
   old = builders.split_info(builders.RaditPassages, base.path)
-  sizes, num_bytes = list(old.shard_lengths), old.num_bytes
+  sizes, num_bytes = list(old.shard_lengths), int(old.num_bytes)  # which prints itself as "5 KiB"
   (out / SHARD).parent.mkdir(parents=True)
   written = _write_shards(out, build, given.ordinals()[changes.added], len(sizes))
   total = len(sizes) + len(written)
@@ -223,7 +223,7 @@ def _write(
   for n, (path, _, _) in enumerate(written, len(sizes)):
     path.rename(out / SHARD.format(n, total))
   sizes += [rows for _, rows, _ in written]
-  builders.finish(builders.RaditPassages, out, sizes, num_bytes + sum(size for _, _, size in written))
+  describe(out, sizes, num_bytes + sum(size for _, _, size in written))
   removed = np.union1d(base.removed, changes.removed)
   removed.astype(versions.ROW).tofile(out / versions.REMOVED)
   changes.documents.tofile(out / DOCUMENTS)

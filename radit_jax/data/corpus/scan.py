@@ -16,9 +16,9 @@ from radit_jax.config import CorpusFormat
 from radit_jax.data.corpus.chunks import Limit
 from radit_jax.data.corpus.documents import Document, metadata_of, sectioned
 from radit_jax.data.corpus.formats import Block, read_block
-from radit_jax.data.corpus.serialized import digest, digesting, feature, metadata_text, passage
+from radit_jax.data.corpus.serialized import Records, digest, digesting, feature, metadata_text, piece_names
 from radit_jax.data.corpus.spaced import cut_all
-from radit_jax.data.corpus.table import numbers
+from radit_jax.data.corpus.table import by_digest, numbers
 from radit_jax.data.policy import BadRecord, Skipped
 
 #: A piece of a block: the digest of what an encoder sees of it, and its number in the block. Sorted by digest.
@@ -32,9 +32,9 @@ NUMBERED = np.dtype([("high", "<u8"), ("low", "<u8"), ("piece", "<u4"), ("number
 _NUMBERED_ID = re.compile(r"(.*)/(0|[1-9][0-9]{0,8})", re.DOTALL)
 
 #: Documents cut together.
-_TOGETHER = 256
-#: Where a document stands, the document, and its headings with their pieces.
-Cut = tuple[str, Document, list[tuple[str, list[str]]]]
+_TOGETHER = 1024
+#: Where a document stands, the document, and its headings with their pieces in UTF-8.
+Cut = tuple[str, Document, list[tuple[str, list[bytes]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,9 @@ class Scanner:
       try:
         if isinstance(document, BadRecord):
           raise document
-        sections = list(sectioned(document, self.limit))
+        sections = [
+          (heading, [piece.encode() for piece in pieces]) for heading, pieces in sectioned(document, self.limit)
+        ]
       except BadRecord as e:
         skipped.add(place, e)
         continue
@@ -122,7 +124,7 @@ class Scanner:
 
   def __call__(self, index: int, block: Block) -> Scanned:
     """Reads a block and writes its files, the one that says that it is finished last."""
-    records: list[bytes] = []
+    records = Records()
     pieces: list[bytes] = []
     names: list[bytes] = []
     spans: list[tuple[int, int]] = []
@@ -131,32 +133,30 @@ class Scanner:
     texts: dict[str, str] = {}
     skipped = Skipped()
     for _, document, sections in self.documents(block, skipped):
-      first = len(records)
-      single = sum(len(found) for _, found in sections) == 1
-      title = feature("title", document.title.encode())
-      identifier = document.id.encode()
+      first = len(pieces)
+      identifier, title = document.id.encode(), feature("title", document.title.encode())
+      called = piece_names(identifier, sum(len(found) for _, found in sections))
       for heading, found in sections:
+        start = len(pieces) - first
         metadata = feature("metadata", metadata_text(metadata_of(document, heading)))
+        records.add(called[start : start + len(found)], metadata, found, title)
         seen = digesting(f"{document.title}\n{heading}\n".encode())
-        for piece in found:
-          name = identifier if single else b"%s/%d" % (identifier, len(records) - first)
-          text = piece.encode()
-          records.append(passage(name, metadata, text, title))
+        for text in found:
           state = seen.copy()
           state.update(text)
           pieces.append(state.digest())
       names.append(digest(identifier))
-      spans.append((first, len(records) - first))
-      if "0" <= document.id[-1] <= "9" and (called := _NUMBERED_ID.fullmatch(document.id)):
-        numbered.append((digest(called[1].encode()), int(called[2]), len(names) - 1))
+      spans.append((first, len(pieces) - first))
+      if "/" in document.id and (named := _NUMBERED_ID.fullmatch(document.id)):
+        numbered.append((digest(named[1].encode()), int(named[2]), len(names) - 1))
       if document.id in self.wanted.ids:
         titles.setdefault(document.id, document.title)
       if self.wanted.texts and (key := digest(document.text.strip().encode())) in self.wanted.texts:
         texts.setdefault(key.hex(), document.id)
         titles.setdefault(document.id, document.title)
-    joined = b"".join(records)
+    joined = records.joined()
     files.write_atomic(block_file(self.work, index, "records"), joined)
-    lengths = np.array([len(r) for r in records], "<u4")
+    lengths = np.array(records.lengths, "<u4")
     files.write_atomic(block_file(self.work, index, "lengths"), lengths.tobytes())
     high, low = numbers(b"".join(pieces)).T
     entries = _sorted(PIECE, high, low, number=np.arange(len(pieces)))
@@ -172,7 +172,7 @@ class Scanner:
     content = hashlib.sha256(lengths.tobytes())
     content.update(joined)
     scanned = Scanned(
-      pieces=len(records),
+      pieces=len(pieces),
       documents=len(names),
       numbered=len(numbered),
       record_bytes=len(joined),
@@ -203,7 +203,7 @@ def read_scanned(work: pathlib.Path, index: int) -> Scanned | None:
 
 
 def _sorted(dtype: np.dtype, high: np.ndarray, low: np.ndarray, **columns: np.ndarray) -> np.ndarray:
-  order = np.lexsort((low, high))
+  order = by_digest(high, low)
   out = np.empty(len(order), dtype)
   for name, column in {"high": high, "low": low, **columns}.items():
     out[name] = column[order]

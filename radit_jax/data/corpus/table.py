@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt64
 
 from radit_jax.data.corpus.serialized import digest
 
@@ -23,6 +24,16 @@ DOCUMENTS, LEFT_OUT, KEPT = "documents.bin", "left_out.bin", "kept.bin"
 def numbers(digests: bytes) -> np.ndarray:
   """Digests as ``[N, 2]`` numbers that sort as they do."""
   return np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def by_digest(high: UInt64[np.ndarray, "N"], low: UInt64[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+  """The order of digests; those that are the same keep theirs."""
+  order = np.argsort(high, kind="stable")  # a tenth of the time of both, more so of runs that are in order
+  ordered = high[order]
+  same = np.flatnonzero(ordered[1:] == ordered[:-1])
+  if (low[order[same]] != low[order[same + 1]]).any():
+    return np.lexsort((low, high))
+  return order
 
 
 def read_array(path: str | os.PathLike[str], dtype: Any) -> np.ndarray:
