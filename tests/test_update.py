@@ -250,13 +250,14 @@ def numbered(numbers):
 class Small:
   """A store and an index of made-up embeddings, updated as the verb does it."""
 
-  def __init__(self, root, numbers, backend):
-    self.root = root
+  def __init__(self, root, numbers, backend, milvus_uri=None):
+    self.root, self.milvus_uri = root, milvus_uri
     self.store = first_store(root, numbered(numbers))
     build_index(
       np.stack([vector(p.full_text) for p in self.store]),
       root / "index",
       backend=backend,
+      milvus_uri=milvus_uri,
       metadata=[{"row": row} for row in range(len(self.store))],
       fields={"passages_fingerprint": self.store.fingerprint, "encoder_fingerprint": "e"},
     )
@@ -281,6 +282,7 @@ class Small:
       fields={"passages_fingerprint": after.fingerprint, "encoder_fingerprint": "e"},
       shard_passages=2_000_000,
       wish=Wish(),
+      milvus_uri=self.milvus_uri,
     )
     self.versions.append((path, after))
     return self.manifest
@@ -303,11 +305,11 @@ class Small:
     return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.ids.tolist(), true.tolist(), strict=True)])
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_any_sequence_of_updates_and_rollbacks_is_exact(tmp_path, seed):
+@pytest.mark.parametrize(("backend", "seed"), [*(("exact", n) for n in range(6)), *(("milvus", n) for n in range(3))])
+def test_any_sequence_of_updates_and_rollbacks_is_exact(tmp_path, backend, seed, request):
   rng = np.random.default_rng(seed)
   live = set(range(30))
-  small = Small(tmp_path, sorted(live), "exact")
+  small = Small(tmp_path, sorted(live), backend, request.getfixturevalue("milvus_uri") if backend == "milvus" else None)
   states = [set(live)]
   queries = np.stack([vector(f"{seed} {n}") for n in range(9)])
   for _ in range(4):
@@ -372,10 +374,10 @@ def test_as_many_are_found_where_all_that_was_near_went(tmp_path, monkeypatch):
   assert small.check(query, 30, exact=True) == 1.0
 
 
-@pytest.mark.parametrize("backend", ["exact", "scann", "device"])
-def test_no_backend_finds_what_went(tmp_path, monkeypatch, backend):
+@pytest.mark.parametrize("backend", ["exact", "scann", "device", "milvus"])
+def test_no_backend_finds_what_went(tmp_path, monkeypatch, backend, request):
   monkeypatch.setattr(scann, "EXACT_BELOW", 100)
-  small = Small(tmp_path, range(400), backend)
+  small = Small(tmp_path, range(400), backend, request.getfixturevalue("milvus_uri") if backend == "milvus" else None)
   queries = np.stack([vector(f"Text number {n}.") for n in range(12)])
   small.update(numbered([*range(6, 400), 500]), delete_missing=True)
   assert small.manifest["backend"] == backend

@@ -19,8 +19,8 @@ from radit_jax import files, hosts
 from radit_jax.config import Backend, Dtype
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval import milvus, scann
-from radit_jax.retrieval.amended import HELD
+from radit_jax.retrieval import milvus_fill, scann
+from radit_jax.retrieval.amended import HELD, held_rows, num_searched
 from radit_jax.retrieval.index import BACKENDS, METADATA, open_index, shard_directory
 from radit_jax.retrieval.metadata import MetadataFilter, Value, write_metadata
 from radit_jax.retrieval.recall import tune
@@ -142,23 +142,47 @@ def build_index(
 def tune_index(
   path: str | os.PathLike[str], wish: Wish, *, milvus_uri: str | None = None, progress: Progress = silent
 ) -> None:
-  """Changes how thoroughly an index searches, measures it, and notes both; nothing is built anew.
+  """Changes how thoroughly an index searches, measures it, and notes both; no searcher is built anew.
 
   Args:
     path: of the index.
     wish: how thoroughly to search.
-    milvus_uri: where its collection is now; None where it was.
-    progress: told after every measurement.
+    milvus_uri: where its collection is to be: a server that does not have it whole is given it. None for other
+      backends.
+    progress: told after every measurement, and every message to the server.
 
   Raises:
-    UserError: a damaged index.
+    UserError: a damaged index, or a server that does not answer.
   """
   root = pathlib.Path(path)
   manifest = files.read_manifest(root, "index", verify="full")
-  listed, kind = manifest.pop("files"), manifest.pop("kind")
-  moved = {} if milvus_uri is None else {"milvus_uri": milvus_uri}
-  manifest = _measured(root, {**manifest, **moved, "files": listed}, wish, progress)
+  kind, moved = manifest.pop("kind"), {}
+  if milvus_uri is not None:
+    moved = {"milvus_uri": milvus_uri, "parameters": _collection(root, manifest, milvus_uri, progress)}
+  listed = manifest["files"]
+  manifest = _measured(root, {**manifest, **moved}, wish, progress)
   files.write_json(root / files.MANIFEST, {"kind": kind, **manifest, "files": listed})
+
+
+def _collection(root: pathlib.Path, manifest: dict[str, Any], milvus_uri: str, progress: Progress) -> dict[str, Any]:
+  """Has a server hold the rows that are searched there; returns what :func:`radit_jax.retrieval.milvus_fill.fill` does.
+
+  Args:
+    root: of the index.
+    manifest: its fields, as far as they say what the collection holds; ``files`` with the SHA-256 of rows and metadata.
+    milvus_uri: of the server.
+    progress: told after every message.
+  """
+  held, listed = held_rows(root, manifest), manifest["files"]
+  content = [manifest["embeddings_fingerprint"], *(listed[n]["sha256"] for n in (METADATA, HELD) if n in listed)]
+  return milvus_fill.fill(
+    milvus_uri,
+    Rows(open_shards(root, manifest), forget=True),
+    np.arange(num_searched(manifest)) if held is None else held,
+    " ".join(content),
+    MetadataFilter(root / METADATA, listed[METADATA]["sha256"], manifest["count"]) if METADATA in listed else None,
+    progress=progress,
+  )
 
 
 def _build(
@@ -196,7 +220,7 @@ def _build(
     known |= _take_searchers(before, work)
     parameters, versions = before.manifest["parameters"], before.manifest["versions"]
     index_shards = before.manifest["index_shards"]
-    amended["searched"] = before.manifest.get("searched", before.manifest["count"])
+    amended["searched"] = num_searched(before.manifest)
   else:
     size = count - len(removed)
     number = -(-size // shard_passages) if backend == "scann" else 1
@@ -206,7 +230,12 @@ def _build(
     if backend == "device":
       parameters = {"method": "device", "dtype": device_dtype}
     versions = {"numpy": np.__version__, "radit_jax": _version("radit_jax")}
-    if backend == "scann" and parameters["method"] != "exact":
+    if backend == "milvus":
+      versions["pymilvus"] = _version("pymilvus")
+    searchers = backend == "scann" and parameters["method"] != "exact"
+    if len(removed) and (searchers or backend == "milvus"):
+      np.delete(np.arange(count), removed).astype(ROW).tofile(work / HELD)
+    if searchers:
       versions["scann"] = _version("scann")
       _build_searchers(work, source, index_shards, removed, parameters, state, done, progress)
       known |= {name: sha256 for entry in done.values() for name, sha256 in entry["files"].items()}
@@ -214,13 +243,7 @@ def _build(
     described = write_metadata(work / METADATA, metadata, None if before is None else before.path / METADATA)
     if described != count - (before.manifest["count"] if before else 0):
       raise UserError(f"metadata of {described} passages against {count} embeddings: one mapping per row is needed")
-  described_by = None if metadata is None else files.sha256_file(work / METADATA)
-  if milvus_uri is not None:
-    known_values = None if described_by is None else MetadataFilter(work / METADATA, described_by, count)
-    fingerprint = f"{digest.hexdigest()} {described_by}"
-    rows = Rows(open_shards(work, source), forget=True)
-    parameters = milvus.fill(milvus_uri, rows, fingerprint, known_values, progress=progress)
-    versions["pymilvus"] = _version("pymilvus")
+  known |= {name: files.sha256_file(work / name) for name in (METADATA, REMOVED, HELD) if (work / name).exists()}
   manifest = {
     **fields,
     "backend": backend,
@@ -230,7 +253,7 @@ def _build(
     "shards": source["shards"],
     **{name: source.get(name) or fields.get(name) for name in ("encoder_fingerprint", "passages_fingerprint")},
     "embeddings_fingerprint": digest.hexdigest(),
-    "metadata_fingerprint": described_by,
+    "metadata_fingerprint": known.get(METADATA),
     "parameters": parameters,
     "milvus_uri": milvus_uri,
     "index_shards": index_shards,
@@ -241,8 +264,10 @@ def _build(
       "peak_bytes": max((entry["peak_bytes"] for entry in done.values()), default=0),
     },
   }
-  rows_of: dict[str, Any] = {name: {} for name in (REMOVED, HELD) if (work / name).exists()}
-  manifest = _measured(work, {**manifest, "files": rows_of}, wish, progress)
+  manifest["files"] = {name: {"sha256": known[name]} for name in (METADATA, REMOVED, HELD) if name in known}
+  if milvus_uri is not None and not (before and before.searchers):
+    manifest["parameters"] = _collection(work, manifest, milvus_uri, progress)
+  manifest = _measured(work, manifest, wish, progress)
   del manifest["files"]
   files.write_manifest(work, "index", manifest, known=known)
   return manifest
@@ -316,8 +341,6 @@ def _build_searchers(
 ) -> None:
   """Builds those that are not done, of the rows that are not removed."""
   held = np.delete(np.arange(source["count"]), removed)
-  if len(removed):
-    held.astype(ROW).tofile(work / HELD)
   for n, (first, size) in enumerate(index_shards):
     if n not in done:
       chosen = held[first : first + size]

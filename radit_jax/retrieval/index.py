@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from radit_jax import files, versions
 from radit_jax.config import Backend
 from radit_jax.errors import UserError
-from radit_jax.retrieval.amended import Amended, amended
+from radit_jax.retrieval.amended import Amended, amended, held_rows, num_held, num_searched
 from radit_jax.retrieval.device import DeviceCandidates
 from radit_jax.retrieval.exact import Stored, exact_top, score_pairs
 from radit_jax.retrieval.metadata import Allowed, MetadataFilter, Where
@@ -256,16 +256,18 @@ def open_index(
     known = ", ".join(map(repr, BACKENDS))
     raise UserError(f"{root / files.MANIFEST}: backend {backend!r}; this version knows {known}")
   candidates: Candidates | None = None
+  held, searched = held_rows(root, manifest), num_searched(manifest)
   if backend == "device":
     candidates = DeviceCandidates(stored, parameters["dtype"], settings, mesh=mesh)
   elif backend == "milvus":
-    candidates = MilvusCandidates(manifest["milvus_uri"], parameters, settings, stored.shape)
+    shape = num_held(root, manifest), stored.shape[1]
+    candidates = MilvusCandidates(manifest["milvus_uri"], parameters, settings, shape)
   elif parameters.get("method", "exact") != "exact":
     shards = [(root / shard_directory(n), first) for n, (first, _) in enumerate(manifest["index_shards"])]
     candidates = ScannCandidates(shards, settings, resident=resident)
   removed = versions.removed_rows(root, manifest)
   if candidates is not None:
-    candidates = amended(candidates, stored, root, manifest, removed)
+    candidates = amended(candidates, stored, held, removed, searched)
   return StoredIndex(root, manifest, stored, candidates, removed)
 
 
