@@ -14,8 +14,9 @@ from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.retrieval import index as index_module
 from radit_jax.retrieval import milvus_fill, scann
-from radit_jax.retrieval.build import Wish, build_index
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import load_index
+from radit_jax.retrieval.tuned import Wish
 
 #: Every backend; ScaNN once for each method it chooses by size, forced on small data, and in three shards; the device
 #: in both types; Milvus comparing all, and in partitions.

@@ -18,8 +18,9 @@ from radit_jax.config import IndexConfig, RunConfig
 from radit_jax.errors import UserError
 from radit_jax.retrieval import milvus, milvus_client, milvus_fill
 from radit_jax.retrieval.amended import Amended
-from radit_jax.retrieval.build import Wish, build_index, tune_index
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import StoredIndex, load_index
+from radit_jax.retrieval.tuned import Wish, tune_index
 
 pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 

@@ -22,8 +22,9 @@ from radit_jax.data.corpus.revision import copied_rows
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.errors import UserError
 from radit_jax.retrieval import scann
-from radit_jax.retrieval.build import Wish, build_index
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import load_index
+from radit_jax.retrieval.tuned import Wish
 from radit_jax.retrieval.update import update_index
 from radit_jax.verbs.bm25 import bm25
 from radit_jax.verbs.index import index
@@ -360,6 +361,7 @@ def test_searchers_are_amended_and_built_anew_when_much_has_changed(tmp_path, mo
   assert small.check(queries, 10, exact=False) > 0.6
   later = small.update(numbered(range(3000, 3010)))
   assert (later["searched"], later["files"]["held.bin"]) == (1050, anew["files"]["held.bin"])
+  assert later["search"] == anew["search"]  # as thoroughly as was found right when the searchers were built
   assert small.check(queries, 10, exact=False) > 0.6
 
 

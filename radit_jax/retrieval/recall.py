@@ -16,7 +16,7 @@ from radit_jax.retrieval.scann import Settings
 QUERIES, NEIGHBOURS = 1000, 10
 #: Overlap that a build should have if its user names none.
 WANTED = 0.95
-#: What half the partitions may find less, to be said to find as much.
+#: What fewer partitions may find less, to be said to find as much.
 _AS_MUCH = 0.002
 #: Beyond this many reordered candidates, exact search is the better choice.
 _MOST_REORDERED = 10_000
@@ -50,15 +50,17 @@ def tune(
 ) -> tuple[Settings, Overlap]:
   """Measures an approximate index, and raises its settings where that is asked for.
 
-  Passages are searched with, whose neighbours lie closer together than those of questions: so settings are lowered by
-  half at most, and only where that makes no difference.
+  The partitions looked at are halved as long as half of what is left finds as much too. Passages are searched with,
+  whose neighbours lie closer together than those of questions, and that last factor of two is what questions are
+  given for it: over 24,000 sentences of Wikipedia embedded by MiniLM, questions found more with 19, 9 and 4 of 154
+  partitions (.976, .937, .859) than passages with half as many (.951, .883, .789).
 
   Args:
     index: to be measured.
     parameters: what it was built with.
     settings: to begin with.
     target: overlap to reach by raising settings; None measures, and only says what to raise.
-    fewer: look at half as many partitions where that finds as much.
+    fewer: look at fewer partitions where that finds as much.
     progress: told after every measurement.
 
   Returns:
@@ -79,9 +81,13 @@ def tune(
   wanted = WANTED if target is None else target
   reached = overlap(settings)
   if fewer and settings.leaves_to_search is not None:
-    half = dataclasses.replace(settings, leaves_to_search=-(-settings.leaves_to_search // 2))
-    if (by_half := overlap(half)) >= reached - _AS_MUCH:
-      settings, reached = half, by_half
+    as_much, least = [(settings, reached)], reached - _AS_MUCH
+    while (leaves := as_much[-1][0].leaves_to_search or 1) > 1:
+      half = dataclasses.replace(settings, leaves_to_search=-(-leaves // 2))
+      if (found := overlap(half)) < least:
+        break
+      as_much.append((half, found))
+    settings, reached = as_much[max(0, len(as_much) - 2)]
   while reached < wanted:
     tried = {name: (overlap(raised), raised) for name, raised in _raised(settings, parameters).items()}
     if not tried:

@@ -12,11 +12,12 @@ from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.amended import held_rows, num_searched
-from radit_jax.retrieval.build import Before, Wish, build_index
+from radit_jax.retrieval.build import Before, build_index
 from radit_jax.retrieval.exact import Stored
 from radit_jax.retrieval.metadata import Value
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.shards import open_shards, shard_name
+from radit_jax.retrieval.tuned import Wish
 
 #: Searchers are built anew once more than this share of what they hold went, or as much came: both cost every search.
 AMENDED = 0.1

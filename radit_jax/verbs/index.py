@@ -10,8 +10,9 @@ from radit_jax.models.pretrained import fingerprint, load_encoder
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval import milvus_client, milvus_fill
 from radit_jax.retrieval.amended import num_held
-from radit_jax.retrieval.build import Wish, build_index, tune_index
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.cost import IndexPlan, plan_index
+from radit_jax.retrieval.tuned import Wish, tune_index
 from radit_jax.verbs.encode import encode, index_recipe
 from radit_jax.verbs.update import RollbackResult, UpdateResult, rollback, update
 

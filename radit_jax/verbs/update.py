@@ -22,9 +22,9 @@ from radit_jax.owner import owned
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval import milvus_fill
 from radit_jax.retrieval.amended import num_held
-from radit_jax.retrieval.build import Wish
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.shards import read_embeddings
+from radit_jax.retrieval.tuned import Wish
 from radit_jax.retrieval.update import update_index
 from radit_jax.verbs.encode import encode, index_recipe
 from radit_jax.verbs.golden import Found, golden, read_golden
