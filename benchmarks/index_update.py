@@ -19,10 +19,11 @@ from radit_jax import files
 from radit_jax.data.corpus import Limit, PassageStore
 from radit_jax.data.corpus.build import Build
 from radit_jax.data.corpus.revision import Revision, copied_rows, revise
-from radit_jax.retrieval.build import Wish, build_index
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.exact import exact_top
 from radit_jax.retrieval.index import load_index
 from radit_jax.retrieval.shards import Shards
+from radit_jax.retrieval.tuned import Wish
 from radit_jax.retrieval.update import update_index
 
 _ROWS = 2**15

@@ -13,9 +13,10 @@ from test_index import clustered, oracle
 from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.retrieval import index as index_module
-from radit_jax.retrieval import milvus, scann
-from radit_jax.retrieval.build import Wish, build_index
+from radit_jax.retrieval import milvus_fill, scann
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import load_index
+from radit_jax.retrieval.tuned import Wish
 
 #: Every backend; ScaNN once for each method it chooses by size, forced on small data, and in three shards; the device
 #: in both types; Milvus comparing all, and in partitions.
@@ -57,7 +58,7 @@ def backend(request, monkeypatch):
     options["milvus_uri"] = request.getfixturevalue("milvus_uri")
     if method == "partitions":
       chosen = lambda version, kind, count: {"index_type": "IVF_FLAT", "leaves": min(8, count)}  # noqa: E731
-      monkeypatch.setattr(milvus, "choose", chosen)
+      monkeypatch.setattr(milvus_fill, "choose", chosen)
 
   def ask(embeddings):
     if method != "shards" or np.ndim(embeddings) != 2:

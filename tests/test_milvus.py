@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -12,20 +13,22 @@ from milvus_server import running
 from processes import free_port
 from test_index import clustered, oracle
 
-from radit_jax import cli
+from radit_jax import cli, files
 from radit_jax.config import IndexConfig, RunConfig
 from radit_jax.errors import UserError
-from radit_jax.retrieval import milvus
-from radit_jax.retrieval.build import Wish, build_index, tune_index
-from radit_jax.retrieval.index import load_index
+from radit_jax.retrieval import milvus, milvus_client, milvus_fill
+from radit_jax.retrieval.amended import Amended
+from radit_jax.retrieval.build import build_index
+from radit_jax.retrieval.index import StoredIndex, load_index
+from radit_jax.retrieval.tuned import Wish, tune_index
 
 pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-  monkeypatch.setattr(milvus, "CONNECT_S", 1.0)
-  monkeypatch.setattr(milvus, "ANSWER_S", 2.0)
+  monkeypatch.setattr(milvus_client, "CONNECT_S", 1.0)
+  monkeypatch.setattr(milvus_client, "ANSWER_S", 2.0)
 
 
 def built(tmp_path, uri, stored, **options):
@@ -40,7 +43,7 @@ def one_line(error) -> str:
 
 
 def test_a_server_that_is_down(tmp_path, impatient, monkeypatch):
-  monkeypatch.setenv(milvus.TOKEN, "secret-token")
+  monkeypatch.setenv(milvus_client.TOKEN, "secret-token")
   uri = f"http://127.0.0.1:{free_port()}"
   with pytest.raises(UserError, match="cannot be reached") as error:
     built(tmp_path, uri, clustered(40, 8))
@@ -62,7 +65,7 @@ def test_a_server_that_says_nothing(tmp_path, impatient):
 
 def test_a_server_that_stops_answering_and_one_that_dies_halfway(tmp_path, impatient, monkeypatch):
   """Then, with the server there again, the same call finds what it left behind, and builds the index."""
-  monkeypatch.setattr(milvus, "_MESSAGE_ROWS", 50)
+  monkeypatch.setattr(milvus_fill, "_MESSAGE_ROWS", 50)
   stored, other = clustered(300, 8), clustered(300, 8, seed=5)
   (tmp_path / "server").mkdir()
   with running(tmp_path / "server") as server:
@@ -147,7 +150,7 @@ def test_a_collection_is_filled_once(tmp_path, milvus_uri, monkeypatch):
     first,
   }
   assert len(names) == 3
-  monkeypatch.setattr(milvus, "_insert", lambda *a: pytest.fail("filled again"))
+  monkeypatch.setattr(milvus_fill, "_insert", lambda *a: pytest.fail("filled again"))
   assert built(tmp_path, milvus_uri, stored, metadata=[{"a": 1}] * 60).manifest["parameters"]["collection"] == first
 
 
@@ -164,8 +167,9 @@ def test_a_server_that_has_moved(tmp_path, milvus_uri, impatient):
 
 def test_messages_are_split(tmp_path, milvus_uri, monkeypatch):
   stored, queries = clustered(300, 8), clustered(50, 8, seed=1)
-  for name, value in {"_MESSAGE_BYTES": 512, "_MESSAGE_ROWS": 7, "_MOST_OF_MESSAGE": 64}.items():
-    monkeypatch.setattr(milvus, name, value)
+  monkeypatch.setattr(milvus_client, "MESSAGE_BYTES", 512)
+  monkeypatch.setattr(milvus_fill, "_MESSAGE_ROWS", 7)
+  monkeypatch.setattr(milvus, "_MOST_OF_MESSAGE", 64)
   index = built(tmp_path, milvus_uri, stored)
   sent = []
   search = index.candidates._client.search
@@ -197,13 +201,77 @@ def test_more_fields_than_a_collection_holds(tmp_path, milvus_uri):
 
 def test_where_a_service_chooses_its_index_filtered_searches_are_exact_here(tmp_path, milvus_uri, monkeypatch):
   stored = clustered(300, 8)
-  monkeypatch.setattr(milvus, "choose", lambda *a: {"index_type": "AUTOINDEX"})
+  monkeypatch.setattr(milvus_fill, "choose", lambda *a: {"index_type": "AUTOINDEX"})
   index = built(tmp_path, milvus_uri, stored, metadata=[{"half": i % 2} for i in range(300)])
   assert index.manifest["overlap"]["overlap"] > 0.95
   monkeypatch.setattr(index.candidates._client, "search", lambda *a, **k: pytest.fail("sent"))
   allowed = np.arange(1, 300, 2)
   result = index.search(stored[:4], 3, where={"half": 1})
   np.testing.assert_array_equal(result.ids, allowed[oracle(stored[allowed], stored[:4], 3)[0]])
+
+
+def partitions(monkeypatch, **chosen):
+  """Has Lite build partitions, which it is not asked for otherwise."""
+  monkeypatch.setattr(milvus_fill, "choose", lambda *a: {"index_type": "IVF_FLAT", **chosen})
+
+
+def test_partitions_are_as_many_as_was_asked_for(tmp_path, milvus_uri, monkeypatch):
+  partitions(monkeypatch, leaves=8)
+  parameters = built(tmp_path, milvus_uri, clustered(400, 8)).manifest["parameters"]
+  assert (parameters["leaves"], parameters["everywhere"]) == (8, True)
+  client = pymilvus.MilvusClient(milvus_uri)
+  described = client.describe_index(parameters["collection"], parameters["vectors"])
+  assert described["params"] == {"nlist": 8}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_filter_finds_what_lies_in_partitions_that_nobody_knows_of(tmp_path, milvus_uri, monkeypatch, seed):
+  """The server has made 128 of the 8 that it was told, as servers of other versions might."""
+  partitions(monkeypatch, leaves=8)
+  prepare = pymilvus.milvus_client.index.IndexParams.add_index
+  monkeypatch.setattr(
+    pymilvus.milvus_client.index.IndexParams,
+    "add_index",
+    lambda self, *a, **options: prepare(self, *a, **{**options, "params": {"params": {"nlist": 128}}}),
+  )
+  stored = clustered(400, 8, seed=seed)
+  index = built(tmp_path, milvus_uri, stored, metadata=[{"half": row % 2} for row in range(400)])
+  assert index.manifest["parameters"]["everywhere"]
+  allowed = np.arange(1, 400, 2)
+  result = index.search(stored[:20], 6, where={"half": 1})
+  np.testing.assert_array_equal(result.ids, allowed[oracle(stored[allowed], stored[:20], 6)[0]])
+
+
+def test_a_server_that_does_not_look_everywhere_is_not_asked_for_filtered_searches(tmp_path, milvus_uri, monkeypatch):
+  """It cannot be told to, as it knows nothing of how many partitions to look at."""
+  partitions(monkeypatch)
+  stored = clustered(400, 8)
+  index = built(tmp_path, milvus_uri, stored, metadata=[{"half": row % 2} for row in range(400)])
+  assert not index.manifest["parameters"]["everywhere"]
+  monkeypatch.setattr(index.candidates._client, "search", lambda *a, **k: pytest.fail("sent"))
+  allowed = np.arange(1, 400, 2)
+  result = index.search(stored[:20], 6, where={"half": 1})
+  np.testing.assert_array_equal(result.ids, allowed[oracle(stored[allowed], stored[:20], 6)[0]])
+
+
+def test_a_server_that_names_too_few_is_not_believed(tmp_path, milvus_uri, monkeypatch):
+  """Of 8 allowed passages and 4 that went it names 9, which is more than 8, and not all 8."""
+  stored = clustered(60, 8)
+  removed = np.array([1, 3, 5, 7])
+  metadata = [{"few": row < 24 and row % 2 == 1} for row in range(60)]
+  built(tmp_path, milvus_uri, stored, metadata=metadata)
+  manifest = files.read_manifest(tmp_path / "index", "index")
+  inner = load_index(tmp_path / "index").candidates
+  index = StoredIndex(tmp_path / "index", manifest, stored, Amended(inner, stored, None, removed, 60), removed)
+  search = inner._client.search
+
+  def short(*a, **k):
+    return [types.SimpleNamespace(ids=hits.ids[3:], distances=hits.distances[3:]) for hits in search(*a, **k)]
+
+  monkeypatch.setattr(inner._client, "search", short)
+  allowed = np.arange(9, 24, 2)
+  result = index.search(stored[allowed], 5, where={"few": True})
+  np.testing.assert_array_equal(result.ids, allowed[oracle(stored[allowed], stored[allowed], 5)[0]])
 
 
 def test_addresses_that_cannot_be():

@@ -1,5 +1,7 @@
 """A build measures itself, says what to raise or raises it, costs what was planned, and dies in its own process."""
 
+import types
+
 import numpy as np
 import pytest
 from test_verbs import index_config
@@ -7,12 +9,14 @@ from test_verbs import index_config
 from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.retrieval import scann
-from radit_jax.retrieval.build import Wish, build_index, tune_index
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.cost import plan_index
 from radit_jax.retrieval.exact import exact_top
 from radit_jax.retrieval.index import load_index
-from radit_jax.retrieval.recall import Sample
+from radit_jax.retrieval.recall import Sample, tune
 from radit_jax.retrieval.rows import Rows
+from radit_jax.retrieval.scann import Settings
+from radit_jax.retrieval.tuned import Wish, tune_index
 from radit_jax.verbs.index import index
 
 
@@ -134,17 +138,62 @@ def test_the_verb_plans_without_a_store_and_writes_nothing(parts, tmp_path):
     index_config(tmp_path, parts, plan_rate=5.0)
 
 
-def test_half_the_partitions_are_looked_at_where_that_finds_as_much_and_nobody_said_how_many(tmp_path, tree):
-  centres = scattered(30, 16)
-  centres /= np.linalg.norm(centres, axis=1, keepdims=True)  # or the longest would be the nearest of all
-  apart = np.repeat(centres, 100, axis=0) + 0.025 * scattered(3000, 16, seed=1)
-  apart /= np.linalg.norm(apart, axis=1, keepdims=True)
-  leaves = build_index(apart, tmp_path / "apart")["parameters"]["leaves"]
-  eighth = -(-leaves // 8)
-  assert files.read_manifest(tmp_path / "apart", "index")["search"]["leaves_to_search"] == -(-eighth // 2)
-  tune_index(tmp_path / "apart", Wish(leaves_to_search=eighth))
-  assert files.read_manifest(tmp_path / "apart", "index")["search"]["leaves_to_search"] == eighth
-  assert build_index(scattered(3000, 16), tmp_path / "mixed")["search"]["leaves_to_search"] == eighth
+class Partitioned:
+  """Candidates all right for .99 of the queries; for a share of blurred ones, by how many partitions are looked at."""
+
+  def __init__(self, stored, shares, leaves=None):
+    self.stored, self.shares, self.leaves = stored, shares, leaves
+
+  def with_settings(self, settings):
+    return Partitioned(self.stored, self.shares, settings.leaves_to_search)
+
+  def __call__(self, queries, k):
+    blurred = not (queries[0] == self.stored).all(axis=1).any()
+    ids = exact_top(self.stored, queries, k)
+    ids[round((self.shares[self.leaves] if blurred else 0.99) * len(ids)) :] = -1
+    return ids
+
+
+def test_blurred_passages_lie_as_far_from_passages_as_they_are_long():
+  stored = scattered(500, 64)
+  stored = 3 * stored / np.linalg.norm(stored, axis=1, keepdims=True)
+  asked = []
+  sample = Sample(stored, blurred=True)
+  assert sample.overlap(lambda q, k: asked.append(q) or exact_top(stored, q, k)) == 1.0
+  np.testing.assert_allclose(np.linalg.norm(asked[0] - stored, axis=1), 3, rtol=1e-5)
+  cosines = np.einsum("qe,qe->q", asked[0], stored) / np.linalg.norm(asked[0], axis=1) / 3
+  assert np.mean(cosines) == pytest.approx(0.5**0.5, abs=0.02)
+  # What a passage was blurred from is found too, unlike the passage that another sample searches with.
+  assert sample.overlap(lambda q, k: np.arange(500)[:, None].repeat(k, axis=1)) > 0.9
+  # All alike, nothing can be mixed.
+  assert Sample(np.ones((20, 4), np.float32), blurred=True).overlap(lambda q, k: np.zeros((20, k), np.int64)) == 1.0
+
+
+@pytest.mark.parametrize(
+  ("shares", "chosen"),
+  [
+    ({56: 1.0, 28: 1.0, 14: 1.0, 7: 1.0, 4: 1.0, 2: 1.0, 1: 0.96}, 4),  # and 2 would do for blurred ones
+    ({56: 0.99, 28: 0.97}, 56),
+    ({56: 1.0, 28: 1.0, 14: 0.99}, 56),
+    ({56: 0.97, 28: 0.969, 14: 0.968, 7: 0.967}, 28),  # of the eighth's .97, and not of the step before
+    ({8: 1.0, 4: 1.0, 2: 1.0, 1: 1.0}, 2),
+    ({1: 1.0}, 1),
+  ],
+)
+def test_partitions_are_halved_as_long_as_half_of_them_finds_as_much(shares, chosen):
+  stored = scattered(1000, 8)
+  index = types.SimpleNamespace(stored=stored, live=None, candidates=Partitioned(stored, shares))
+  settings, overlap = tune(index, {"leaves": 447}, Settings(max(shares)), None, fewer=True)
+  assert settings == Settings(chosen)
+  assert overlap.overlap == pytest.approx(0.99)
+  assert tune(index, {"leaves": 447}, Settings(max(shares)), None)[0] == Settings(max(shares))
+
+
+def test_an_eighth_of_the_partitions_is_looked_at_where_fewer_find_less(tmp_path, tree):
+  manifest = build_index(scattered(3000, 16), tmp_path / "index")
+  assert manifest["search"]["leaves_to_search"] == -(-manifest["parameters"]["leaves"] // 8)
+  tune_index(tmp_path / "index", Wish(leaves_to_search=3))
+  assert files.read_manifest(tmp_path / "index", "index")["search"]["leaves_to_search"] == 3
 
 
 def test_plans_of_backends_that_hold_the_embeddings_elsewhere():

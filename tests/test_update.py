@@ -11,8 +11,11 @@ import types
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from privileges import held_to_modes
 from test_revision import first_store, revised
-from test_verbs import index_config, retrieve_config
+from test_verbs import index_config, retrieve_config, retriever_config
 from tiny import documents, questions, write_lines
 
 from radit_jax import cli, files, versions
@@ -22,13 +25,15 @@ from radit_jax.data.corpus.revision import copied_rows
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.errors import UserError
 from radit_jax.retrieval import scann
-from radit_jax.retrieval.build import Wish, build_index
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import load_index
+from radit_jax.retrieval.tuned import Wish
 from radit_jax.retrieval.update import update_index
 from radit_jax.verbs.bm25 import bm25
 from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import prepare
 from radit_jax.verbs.retrieve import retrieve
+from radit_jax.verbs.train_retriever import train_retriever
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +58,6 @@ def changed_corpus(path):
   return write_lines(path, [*lines, {"id": "d40", "title": "Person 40", "text": "Person 40 lives in Istra."}])
 
 
-def ids_of(path, passages, queries, k):
-  found = load_index(path).search(queries, k)
-  store = PassageStore(passages)
-  return [[store[row].id for row in rows[rows >= 0].tolist()] for rows in found.ids], found.scores
-
-
 def test_an_update_encodes_what_is_new_and_finds_what_an_index_built_anew_finds(root, parts, tmp_path):
   corpus = changed_corpus(tmp_path / "changed.jsonl")
   encoded = []
@@ -78,7 +77,7 @@ def test_an_update_encodes_what_is_new_and_finds_what_an_index_built_anew_finds(
   prepare(c.PrepareConfig(workdir=str(fresh), corpus=corpus, questions=_without_d5(tmp_path)))
   index(index_config(fresh, parts))
   queries = load_index(fresh / "index").stored[:]
-  ours, theirs = (ids_of(r / "index", r / "passages", queries, 40) for r in (root, fresh))
+  ours, theirs = (_found(r / "index", PassageStore(r / "passages"), queries, 40) for r in (root, fresh))
   assert [sorted(row) for row in ours[0]] == [sorted(row) for row in theirs[0]]
   np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)  # a text is encoded among others, and rounded as they are
   assert [row[:3] for row in ours[0]] == [row[:3] for row in theirs[0]]
@@ -216,13 +215,49 @@ def test_options_that_do_not_fit(tmp_path, parts, options, message):
     index_config(tmp_path, parts, **options)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_directory_that_cannot_be_written(root, parts, tmp_path, capsys):
-  (root / "passages").chmod(0o555)
+@pytest.mark.parametrize("name", ["passages", "index"])
+def test_a_directory_that_cannot_be_written(root, parts, tmp_path, capsys, name):
+  (root / name).chmod(0o555)
   corpus = write_lines(tmp_path / "u.jsonl", [{"id": "x", "text": "New."}])
-  with pytest.raises(PermissionError):
-    index(index_config(root, parts, update=corpus))
+  given = {n: f"{root}/{n}" for n in ("passages", "embeddings", "index")} | {"encoder": parts["encoder"]}
+  call = [
+    "index",
+    "--backend=exact",
+    f"--update={corpus}",
+    "--batch-size=16",
+    *(f"--{n}={v}" for n, v in given.items()),
+  ]
+  with held_to_modes():
+    assert cli.main(call) == 2
+  said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("radit: error")]
+  assert len(said) == 1
+  assert f"{root}/{name}" in said[0]
+  assert "Permission denied" in said[0]
+  (root / name).chmod(0o755)
   assert versions.current_number(root / "index") == 0
+  assert index(index_config(root, parts, update=corpus)).version == 1
+
+
+def test_an_index_is_read_in_the_version_of_the_passages_that_are_meant(root, parts, tmp_path):
+  first = load_index(root / "index").manifest
+  index(index_config(root, parts, update=changed_corpus(tmp_path / "c.jsonl"), delete_missing=True))
+  second = load_index(root / "index").manifest
+  for manifest in (first, second):
+    found = load_index(root / "index", passages_fingerprint=manifest["passages_fingerprint"])
+    assert found.manifest["fingerprint"] == manifest["fingerprint"]
+  with pytest.raises(
+    UserError, match=rf"of the passages {second['passages_fingerprint'][:12]}, and no version .* cccccc"
+  ):
+    load_index(root / "index", passages_fingerprint="c" * 64)
+
+
+def test_a_retriever_is_tuned_on_what_was_retrieved_before_the_corpus_changed(root, parts, tmp_path):
+  for split in ("train", "dev"):
+    retrieve(retrieve_config(root, parts, split=split, k=8))
+  before = load_index(root / "index").manifest["fingerprint"]
+  index(index_config(root, parts, update=changed_corpus(tmp_path / "c.jsonl"), delete_missing=True))
+  train_retriever(retriever_config(root, parts, tmp_path / "run", loss="contrastive", scores=None, dev_scores=None))
+  assert files.read_json(tmp_path / "run/run.json")["recipe"]["inputs"]["index"] == before
 
 
 def test_bm25_does_not_find_what_went(root, parts, tmp_path):
@@ -250,13 +285,14 @@ def numbered(numbers):
 class Small:
   """A store and an index of made-up embeddings, updated as the verb does it."""
 
-  def __init__(self, root, numbers, backend):
-    self.root = root
-    self.store = first_store(root, numbered(numbers))
+  def __init__(self, root, numbers, backend, milvus_uri=None, given=None):
+    self.root, self.milvus_uri = root, milvus_uri
+    self.store = first_store(root, numbered(numbers) if given is None else given)
     build_index(
       np.stack([vector(p.full_text) for p in self.store]),
       root / "index",
       backend=backend,
+      milvus_uri=milvus_uri,
       metadata=[{"row": row} for row in range(len(self.store))],
       fields={"passages_fingerprint": self.store.fingerprint, "encoder_fingerprint": "e"},
     )
@@ -270,6 +306,9 @@ class Small:
     copied = copied_rows(before, after)
     texts = [after[len(before) + i].full_text for i in np.flatnonzero(copied < 0)]
     path = self.root / f"v{after.version}"
+    if path.exists():  # the same update of the same version was made before, and gone back from
+      self.versions.append((path, after))
+      return self.manifest
     update_index(
       base,
       files.read_manifest(base, "index", verify="full"),
@@ -281,6 +320,7 @@ class Small:
       fields={"passages_fingerprint": after.fingerprint, "encoder_fingerprint": "e"},
       shard_passages=2_000_000,
       wish=Wish(),
+      milvus_uri=self.milvus_uri,
     )
     self.versions.append((path, after))
     return self.manifest
@@ -303,11 +343,11 @@ class Small:
     return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.ids.tolist(), true.tolist(), strict=True)])
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_any_sequence_of_updates_and_rollbacks_is_exact(tmp_path, seed):
+@pytest.mark.parametrize(("backend", "seed"), [*(("exact", n) for n in range(6)), *(("milvus", n) for n in range(3))])
+def test_any_sequence_of_updates_and_rollbacks_is_exact(tmp_path, backend, seed, request):
   rng = np.random.default_rng(seed)
   live = set(range(30))
-  small = Small(tmp_path, sorted(live), "exact")
+  small = Small(tmp_path, sorted(live), backend, request.getfixturevalue("milvus_uri") if backend == "milvus" else None)
   states = [set(live)]
   queries = np.stack([vector(f"{seed} {n}") for n in range(9)])
   for _ in range(4):
@@ -331,6 +371,49 @@ def test_any_sequence_of_updates_and_rollbacks_is_exact(tmp_path, seed):
 def _live(small):
   store = small.versions[-1][1]
   return np.setdiff1d(np.arange(len(store)), store.removed)
+
+
+def written(model):
+  """Documents of two passages each, by number and by how often they have changed."""
+  kinds = ("Some words of document number", "Some others of the document")
+  for number, change in sorted(model.items()):
+    yield {"id": f"d{number}", "text": " ".join(f"{kind} {number} {change}{n}." for n, kind in enumerate(kinds))}
+
+
+_CHANGES = st.dictionaries(st.integers(0, 11), st.integers(0, 2), min_size=1, max_size=6)
+
+
+@given(
+  st.dictionaries(st.integers(0, 11), st.integers(0, 2), min_size=3),
+  st.lists(st.tuples(st.sampled_from(["give", "whole", "back"]), _CHANGES), min_size=1, max_size=5),
+)
+@settings(max_examples=15, deadline=None)
+def test_after_any_updates_an_index_finds_id_for_id_what_one_built_anew_finds(tmp_path_factory, model, steps):
+  root = tmp_path_factory.mktemp("updates")
+  small, models = Small(root, (), "exact", given=list(written(model))), [model]
+  for kind, changes in steps:
+    if kind == "back" and len(models) > 1:
+      small.versions.pop()
+      models.pop()
+    elif kind == "give" or (kind == "whole" and changes.keys() & models[-1].keys()):
+      before = len(small.versions)
+      small.update(list(written(changes)), restore=True, delete_missing=kind == "whole")
+      if len(small.versions) > before:
+        models.append(changes if kind == "whole" else {**models[-1], **changes})
+  (root / "anew").mkdir()
+  anew = Small(root / "anew", (), "exact", given=list(written(models[-1])))
+  queries = np.stack([vector(f"query {n}") for n in range(7)])
+  for k in (3, 30):
+    (ours, ours_scores), (theirs, their_scores) = (
+      _found(s.versions[-1][0], s.versions[-1][1], queries, k) for s in (small, anew)
+    )
+    assert ours == theirs
+    np.testing.assert_array_equal(ours_scores, their_scores)
+
+
+def _found(path, store, queries, k):
+  found = load_index(path).search(queries, k)
+  return [[store[row].id for row in rows[rows >= 0].tolist()] for rows in found.ids], found.scores
 
 
 def test_searchers_are_amended_and_built_anew_when_much_has_changed(tmp_path, monkeypatch):
@@ -358,6 +441,7 @@ def test_searchers_are_amended_and_built_anew_when_much_has_changed(tmp_path, mo
   assert small.check(queries, 10, exact=False) > 0.6
   later = small.update(numbered(range(3000, 3010)))
   assert (later["searched"], later["files"]["held.bin"]) == (1050, anew["files"]["held.bin"])
+  assert later["search"] == anew["search"]  # as thoroughly as was found right when the searchers were built
   assert small.check(queries, 10, exact=False) > 0.6
 
 
@@ -372,10 +456,10 @@ def test_as_many_are_found_where_all_that_was_near_went(tmp_path, monkeypatch):
   assert small.check(query, 30, exact=True) == 1.0
 
 
-@pytest.mark.parametrize("backend", ["exact", "scann", "device"])
-def test_no_backend_finds_what_went(tmp_path, monkeypatch, backend):
+@pytest.mark.parametrize("backend", ["exact", "scann", "device", "milvus"])
+def test_no_backend_finds_what_went(tmp_path, monkeypatch, backend, request):
   monkeypatch.setattr(scann, "EXACT_BELOW", 100)
-  small = Small(tmp_path, range(400), backend)
+  small = Small(tmp_path, range(400), backend, request.getfixturevalue("milvus_uri") if backend == "milvus" else None)
   queries = np.stack([vector(f"Text number {n}.") for n in range(12)])
   small.update(numbered([*range(6, 400), 500]), delete_missing=True)
   assert small.manifest["backend"] == backend

@@ -36,9 +36,9 @@ class IndexConfig:
     stored_dtype: of the embeddings on disk; "float16" takes half the space.
     shard_passages: passages of one ScaNN searcher at most; above, several are built one after the other, and memory is
       that of one.
-    leaves_to_search: partitions that ScaNN or Milvus looks at; None takes an eighth of them, or half of that where
-      it finds as much. This one, reorder and target_recall may be changed later: the index is measured again, not built
-      again.
+    leaves_to_search: partitions that ScaNN or Milvus looks at; None takes an eighth of them, or as few as find as much
+      with half of them left out. This one, reorder and target_recall may be changed later: the index is measured again,
+      not built again.
     reorder: candidates a search scores anew; None takes 200.
     target_recall: overlap@10 with exact search that the two are raised for; None leaves them, and says which to raise
       where it is below 0.95.

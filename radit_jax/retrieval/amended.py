@@ -89,12 +89,29 @@ class Amended:
     return np.concatenate([ids, exact_top(self._stored, queries, k, rows=later)], axis=1)
 
 
+def held_rows(root: pathlib.Path, manifest: dict[str, Any]) -> Int[np.ndarray, "H"] | None:
+  """Rows that the searchers of an index hold; None for the first ones, as many as :func:`num_searched` says."""
+  return np.fromfile(root / HELD, ROW).astype(np.int64) if HELD in manifest["files"] else None
+
+
+def num_searched(manifest: dict[str, Any]) -> int:
+  """Rows that were there when the searchers of an index were built."""
+  return int(manifest.get("searched", manifest["count"]))
+
+
+def num_held(root: pathlib.Path, manifest: dict[str, Any]) -> int:
+  """Rows that the searchers of an index hold."""
+  return (root / HELD).stat().st_size // ROW.itemsize if HELD in manifest["files"] else num_searched(manifest)
+
+
 def amended(
-  searchers: "Candidates", stored: Stored, root: pathlib.Path, manifest: dict[str, Any], removed: Int[np.ndarray, "M"]
+  searchers: "Candidates",
+  stored: Stored,
+  held: Int[np.ndarray, "H"] | None,
+  removed: Int[np.ndarray, "M"],
+  searched: int,
 ) -> "Candidates":
-  """Searchers as they are, where nothing has changed since they were built."""
-  searched = manifest.get("searched", len(stored))
+  """Searchers as they are, where nothing has changed since they were built; the rest is as in :class:`Amended`."""
   if searched == len(stored) and not len(removed):
     return searchers
-  held = np.fromfile(root / HELD, ROW).astype(np.int64) if HELD in manifest["files"] else None
   return Amended(searchers, stored, held, removed, searched)

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
-import json
 import os
 import pathlib
 import shutil
@@ -15,17 +14,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from radit_jax import files, hosts
+from radit_jax import files
 from radit_jax.config import Backend, Dtype
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval import milvus, scann
-from radit_jax.retrieval.amended import HELD
-from radit_jax.retrieval.index import BACKENDS, METADATA, open_index, shard_directory
-from radit_jax.retrieval.metadata import MetadataFilter, Value, write_metadata
-from radit_jax.retrieval.recall import tune
+from radit_jax.retrieval import scann
+from radit_jax.retrieval.amended import HELD, num_searched
+from radit_jax.retrieval.index import BACKENDS, METADATA, shard_directory
+from radit_jax.retrieval.metadata import Value, write_metadata
 from radit_jax.retrieval.rows import Rows
+from radit_jax.retrieval.scann import Settings
 from radit_jax.retrieval.shards import open_shards, shard_name
+from radit_jax.retrieval.tuned import Wish, collection, measured
 from radit_jax.versions import REMOVED, ROW
 
 #: Passages of one searcher at most: at a width of 768 it takes about 17 GB to build.
@@ -48,21 +48,6 @@ class Before:
   path: pathlib.Path
   manifest: dict[str, Any]
   searchers: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Wish:
-  """How thoroughly a search is to look, as the user says it.
-
-  Attributes:
-    leaves_to_search: partitions looked at; None takes an eighth of them, or half of that where it finds as much.
-    reorder: candidates reordered; None takes 200.
-    target_recall: overlap@10 with exact search that the two are raised for; None leaves them.
-  """
-
-  leaves_to_search: int | None = None
-  reorder: int | None = None
-  target_recall: float | None = None
 
 
 def build_index(
@@ -139,28 +124,6 @@ def build_index(
   return manifest
 
 
-def tune_index(
-  path: str | os.PathLike[str], wish: Wish, *, milvus_uri: str | None = None, progress: Progress = silent
-) -> None:
-  """Changes how thoroughly an index searches, measures it, and notes both; nothing is built anew.
-
-  Args:
-    path: of the index.
-    wish: how thoroughly to search.
-    milvus_uri: where its collection is now; None where it was.
-    progress: told after every measurement.
-
-  Raises:
-    UserError: a damaged index.
-  """
-  root = pathlib.Path(path)
-  manifest = files.read_manifest(root, "index", verify="full")
-  listed, kind = manifest.pop("files"), manifest.pop("kind")
-  moved = {} if milvus_uri is None else {"milvus_uri": milvus_uri}
-  manifest = _measured(root, {**manifest, **moved, "files": listed}, wish, progress)
-  files.write_json(root / files.MANIFEST, {"kind": kind, **manifest, "files": listed})
-
-
 def _build(
   embeddings: Any,
   work: pathlib.Path,
@@ -196,7 +159,7 @@ def _build(
     known |= _take_searchers(before, work)
     parameters, versions = before.manifest["parameters"], before.manifest["versions"]
     index_shards = before.manifest["index_shards"]
-    amended["searched"] = before.manifest.get("searched", before.manifest["count"])
+    amended["searched"] = num_searched(before.manifest)
   else:
     size = count - len(removed)
     number = -(-size // shard_passages) if backend == "scann" else 1
@@ -206,7 +169,12 @@ def _build(
     if backend == "device":
       parameters = {"method": "device", "dtype": device_dtype}
     versions = {"numpy": np.__version__, "radit_jax": _version("radit_jax")}
-    if backend == "scann" and parameters["method"] != "exact":
+    if backend == "milvus":
+      versions["pymilvus"] = _version("pymilvus")
+    searchers = backend == "scann" and parameters["method"] != "exact"
+    if len(removed) and (searchers or backend == "milvus"):
+      np.delete(np.arange(count), removed).astype(ROW).tofile(work / HELD)
+    if searchers:
       versions["scann"] = _version("scann")
       _build_searchers(work, source, index_shards, removed, parameters, state, done, progress)
       known |= {name: sha256 for entry in done.values() for name, sha256 in entry["files"].items()}
@@ -214,13 +182,7 @@ def _build(
     described = write_metadata(work / METADATA, metadata, None if before is None else before.path / METADATA)
     if described != count - (before.manifest["count"] if before else 0):
       raise UserError(f"metadata of {described} passages against {count} embeddings: one mapping per row is needed")
-  described_by = None if metadata is None else files.sha256_file(work / METADATA)
-  if milvus_uri is not None:
-    known_values = None if described_by is None else MetadataFilter(work / METADATA, described_by, count)
-    fingerprint = f"{digest.hexdigest()} {described_by}"
-    rows = Rows(open_shards(work, source), forget=True)
-    parameters = milvus.fill(milvus_uri, rows, fingerprint, known_values, progress=progress)
-    versions["pymilvus"] = _version("pymilvus")
+  known |= {name: files.sha256_file(work / name) for name in (METADATA, REMOVED, HELD) if (work / name).exists()}
   manifest = {
     **fields,
     "backend": backend,
@@ -230,7 +192,7 @@ def _build(
     "shards": source["shards"],
     **{name: source.get(name) or fields.get(name) for name in ("encoder_fingerprint", "passages_fingerprint")},
     "embeddings_fingerprint": digest.hexdigest(),
-    "metadata_fingerprint": described_by,
+    "metadata_fingerprint": known.get(METADATA),
     "parameters": parameters,
     "milvus_uri": milvus_uri,
     "index_shards": index_shards,
@@ -241,33 +203,16 @@ def _build(
       "peak_bytes": max((entry["peak_bytes"] for entry in done.values()), default=0),
     },
   }
-  rows_of: dict[str, Any] = {name: {} for name in (REMOVED, HELD) if (work / name).exists()}
-  manifest = _measured(work, {**manifest, "files": rows_of}, wish, progress)
+  manifest["files"] = {name: {"sha256": known[name]} for name in (METADATA, REMOVED, HELD) if name in known}
+  if milvus_uri is not None and not (before and before.searchers):
+    manifest["parameters"] = collection(work, manifest, milvus_uri, progress)
+  begin = None
+  if before is not None and before.searchers and before.manifest["wish"] == dataclasses.asdict(wish):
+    begin = Settings(**before.manifest["search"])
+  manifest = measured(work, manifest, wish, begin=begin, progress=progress)
   del manifest["files"]
   files.write_manifest(work, "index", manifest, known=known)
   return manifest
-
-
-def _measured(root: pathlib.Path, manifest: dict[str, Any], wish: Wish, progress: Progress) -> dict[str, Any]:
-  """The manifest with settings, what was measured under them, and the fingerprint that follows."""
-  parameters = manifest["parameters"]
-  settings = scann.default_settings(parameters)
-  if settings.leaves_to_search is not None and wish.leaves_to_search is not None:
-    settings = dataclasses.replace(settings, leaves_to_search=min(wish.leaves_to_search, parameters["leaves"]))
-  settings = dataclasses.replace(settings, reorder=wish.reorder or settings.reorder)
-  manifest = {**manifest, "search": dataclasses.asdict(settings), "wish": dataclasses.asdict(wish), "overlap": None}
-  # Several processes hold the rows of one search on devices; here is only the first of them.
-  if parameters.get("method", "exact") != "exact" and (manifest["backend"] != "device" or hosts.count() == 1):
-    index = open_index(root, manifest, resident=len(manifest["index_shards"]) == 1, forget=True)
-    fewer = wish.leaves_to_search is None
-    settings, overlap = tune(index, parameters, settings, wish.target_recall, fewer=fewer, progress=progress)
-    manifest |= {"search": dataclasses.asdict(settings), "overlap": dataclasses.asdict(overlap)}
-  names = (
-    *("backend", "count", "dim", "dtype", "encoder_fingerprint", "passages_fingerprint", "embeddings_fingerprint"),
-    *("metadata_fingerprint", "parameters", "index_shards", "search", "removed_fingerprint", "searched"),
-  )
-  named = json.dumps({name: manifest[name] for name in names if name in manifest}, sort_keys=True)
-  return {**manifest, "fingerprint": hashlib.sha256(named.encode()).hexdigest()}
 
 
 def _source(embeddings: Any) -> dict[str, Any]:
@@ -316,8 +261,6 @@ def _build_searchers(
 ) -> None:
   """Builds those that are not done, of the rows that are not removed."""
   held = np.delete(np.arange(source["count"]), removed)
-  if len(removed):
-    held.astype(ROW).tofile(work / HELD)
   for n, (first, size) in enumerate(index_shards):
     if n not in done:
       chosen = held[first : first + size]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from radit_jax import files, versions
 from radit_jax.config import Backend
 from radit_jax.errors import UserError
-from radit_jax.retrieval.amended import Amended, amended
+from radit_jax.retrieval.amended import Amended, amended, held_rows, num_held, num_searched
 from radit_jax.retrieval.device import DeviceCandidates
 from radit_jax.retrieval.exact import Stored, exact_top, score_pairs
 from radit_jax.retrieval.metadata import Allowed, MetadataFilter, Where
@@ -215,6 +215,7 @@ def load_index(
   *,
   verify: str = "full",
   encoder_fingerprint: str | None = None,
+  passages_fingerprint: str | None = None,
   resident: bool = True,
   mesh: Mesh | None = None,
 ) -> StoredIndex:
@@ -225,14 +226,18 @@ def load_index(
       that it names as its current one.
     verify: ``"full"`` checks SHA-256 of every file, ``"sizes"`` only that each is there with its size.
     encoder_fingerprint: of the passage encoder that queries are to be held against.
+    passages_fingerprint: of the passages whose rows are meant: of an index that has been updated since, the version
+      that is of these; None takes the current one.
     resident: keep ScaNN's searchers of all shards in memory; otherwise every search reads one after the other.
     mesh: that the backend device spreads its rows over; None takes all devices.
 
   Raises:
-    UserError: a damaged or missing file (named), an index that another encoder built (both fingerprints named), or a
-      Milvus that does not answer, or whose collection is not this index's.
+    UserError: a damaged or missing file (named), an index that another encoder built, or one of which no version is of
+      the passages (both fingerprints named), or a Milvus that does not answer, or whose collection is not this index's.
   """
   root = versions.current(path)
+  if passages_fingerprint is not None:
+    root = _version_of(path, passages_fingerprint)
   manifest = files.read_manifest(root, "index", verify=verify)
   for field in ("backend", "count", "dim", "encoder_fingerprint", "parameters", "index_shards", "search"):
     if field not in manifest:
@@ -246,6 +251,20 @@ def load_index(
   return open_index(root, manifest, resident=resident, mesh=mesh)
 
 
+def _version_of(path: str | os.PathLike[str], passages: str) -> pathlib.Path:
+  """The version of an index that is of some passages; the current one, if it is."""
+  current = versions.current_number(path)
+  for number in (current, *versions.numbers(path)[::-1]):
+    root = versions.directory(path, number)
+    if files.read_manifest(root, "index").get("passages_fingerprint") == passages:
+      return root
+  there = files.read_manifest(versions.directory(path, current), "index").get("passages_fingerprint")
+  raise UserError(
+    f"{path}: of the passages {str(there)[:12]}, and no version of it is of {passages[:12]}, which was retrieved from; "
+    "run `radit retrieve` again with this index"
+  )
+
+
 def open_index(
   root: pathlib.Path, manifest: dict[str, Any], *, resident: bool, forget: bool = False, mesh: Mesh | None = None
 ) -> StoredIndex:
@@ -256,16 +275,18 @@ def open_index(
     known = ", ".join(map(repr, BACKENDS))
     raise UserError(f"{root / files.MANIFEST}: backend {backend!r}; this version knows {known}")
   candidates: Candidates | None = None
+  held, searched = held_rows(root, manifest), num_searched(manifest)
   if backend == "device":
     candidates = DeviceCandidates(stored, parameters["dtype"], settings, mesh=mesh)
   elif backend == "milvus":
-    candidates = MilvusCandidates(manifest["milvus_uri"], parameters, settings, stored.shape)
+    shape = num_held(root, manifest), stored.shape[1]
+    candidates = MilvusCandidates(manifest["milvus_uri"], parameters, settings, shape)
   elif parameters.get("method", "exact") != "exact":
     shards = [(root / shard_directory(n), first) for n, (first, _) in enumerate(manifest["index_shards"])]
     candidates = ScannCandidates(shards, settings, resident=resident)
   removed = versions.removed_rows(root, manifest)
   if candidates is not None:
-    candidates = amended(candidates, stored, root, manifest, removed)
+    candidates = amended(candidates, stored, held, removed, searched)
   return StoredIndex(root, manifest, stored, candidates, removed)
 
 

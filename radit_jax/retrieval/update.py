@@ -11,13 +11,13 @@ from jaxtyping import Int
 from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval.amended import HELD
-from radit_jax.retrieval.build import Before, Wish, build_index
+from radit_jax.retrieval.amended import held_rows, num_searched
+from radit_jax.retrieval.build import Before, build_index
 from radit_jax.retrieval.exact import Stored
 from radit_jax.retrieval.metadata import Value
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.shards import open_shards, shard_name
-from radit_jax.versions import ROW
+from radit_jax.retrieval.tuned import Wish
 
 #: Searchers are built anew once more than this share of what they hold went, or as much came: both cost every search.
 AMENDED = 0.1
@@ -37,6 +37,7 @@ def update_index(
   fields: Mapping[str, Any],
   shard_passages: int,
   wish: Wish,
+  milvus_uri: str | None = None,
   progress: Progress = silent,
 ) -> dict[str, Any]:
   """Writes a version of an index, whole or not at all. Files that do not change are shared with the one before.
@@ -52,6 +53,7 @@ def update_index(
     fields: kept in the manifest; ``encoder_fingerprint`` and ``passages_fingerprint`` among them.
     shard_passages: see :func:`radit_jax.retrieval.build.build_index`.
     wish: how thoroughly to search.
+    milvus_uri: address of the server of the backend milvus.
     progress: told after every searcher and measurement.
 
   Returns:
@@ -76,6 +78,7 @@ def update_index(
     wish=wish,
     removed=removed,
     device_dtype=manifest["parameters"].get("dtype", "bfloat16"),
+    milvus_uri=milvus_uri,
     before=Before(base, manifest, _can_amend(base, manifest, count, removed)),
     progress=progress,
   )
@@ -93,12 +96,13 @@ def _check_space(path: pathlib.Path, manifest: dict[str, Any], rows: int) -> Non
 
 
 def _can_amend(base: pathlib.Path, manifest: dict[str, Any], count: int, removed: Int[np.ndarray, "M"]) -> bool:
-  """Whether there are searchers, and they are still near enough to what there is."""
-  if manifest["backend"] != "scann" or manifest["parameters"]["method"] == "exact":
+  """Whether there are searchers, or a collection, and they are still near enough to what there is."""
+  if manifest["backend"] not in ("scann", "milvus") or manifest["parameters"]["method"] == "exact":
     return False
-  searched = manifest.get("searched", manifest["count"])
-  held = np.fromfile(base / HELD, ROW).astype(np.int64) if HELD in manifest["files"] else np.arange(searched)
-  went = np.count_nonzero(np.isin(held, removed, assume_unique=True))
+  searched = num_searched(manifest)
+  known = held_rows(base, manifest)
+  held = np.arange(searched) if known is None else known
+  went = int(np.count_nonzero(np.isin(held, removed, assume_unique=True)))
   return max(went, count - searched) <= AMENDED * len(held)
 
 

@@ -8,9 +8,10 @@ from radit_jax.config import IndexConfig
 from radit_jax.data.corpus import PassageStore
 from radit_jax.models.pretrained import fingerprint, load_encoder
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval import milvus
-from radit_jax.retrieval.build import Wish, build_index, tune_index
+from radit_jax.retrieval import milvus_client
+from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.cost import IndexPlan, plan_index
+from radit_jax.retrieval.tuned import Wish, has_collection, tune_index
 from radit_jax.verbs.encode import encode, index_recipe
 from radit_jax.verbs.update import RollbackResult, UpdateResult, rollback, update
 
@@ -73,7 +74,7 @@ def index(
   current = versions.current(config.index)
   if not runs.finished(current, "index", wanted):
     if config.milvus_uri is not None:
-      milvus.connect(config.milvus_uri).close()  # before hours of encoding
+      milvus_client.connect(config.milvus_uri).close()  # before hours of encoding
     fields = {"encoder_fingerprint": inputs["encoder"], "passages_fingerprint": store.fingerprint}
     encode(config, store, config.embeddings, fields, progress)
     with hosts.one_writes() as mine:
@@ -92,14 +93,21 @@ def index(
           progress=progress,
         )
   manifest = files.read_manifest(current, "index")
-  if manifest["wish"] != dataclasses.asdict(wish) or manifest.get("milvus_uri") != config.milvus_uri:
-    with hosts.one_writes() as mine:
-      if mine:
-        tune_index(current, wish, milvus_uri=config.milvus_uri, progress=progress)
-    manifest = files.read_manifest(current, "index")
+  with hosts.one_writes() as mine:
+    if mine and (manifest["wish"] != dataclasses.asdict(wish) or not _is_there(config, manifest)):
+      tune_index(current, wish, milvus_uri=config.milvus_uri, progress=progress)
+  manifest = files.read_manifest(current, "index")
   method = manifest["parameters"].get("method", "exact")
   size = manifest["count"] - manifest.get("removed", 0), manifest["dim"]
   return IndexResult(config.index, config.embeddings, *size, config.backend, method, manifest["overlap"])
+
+
+def _is_there(config: IndexConfig, manifest: dict[str, Any]) -> bool:
+  """Whether the collection of an index, if it has one, is whole on the server of the config, and noted to be there."""
+  if config.milvus_uri is None:
+    return True
+  there = has_collection(versions.current(config.index), manifest, config.milvus_uri)
+  return there and manifest["milvus_uri"] == config.milvus_uri
 
 
 def _plan(config: IndexConfig) -> IndexPlan:

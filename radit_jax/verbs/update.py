@@ -20,9 +20,9 @@ from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint
 from radit_jax.owner import owned
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval.build import Wish
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.shards import read_embeddings
+from radit_jax.retrieval.tuned import Wish, has_collection
 from radit_jax.retrieval.update import update_index
 from radit_jax.verbs.encode import encode, index_recipe
 from radit_jax.verbs.golden import Found, golden, read_golden
@@ -133,8 +133,6 @@ def update(config: IndexConfig, *, progress: Progress = silent) -> UpdateResult:
     number = versions.current_number(root)
     base = versions.directory(root, number)
     manifest = files.read_manifest(base, "index", verify="full")
-    if manifest["backend"] == "milvus":
-      raise UserError(f"{base}: its passages lie in a Milvus, which is not updated from here; build the index again")
     encoder = fingerprint(config.encoder, config.embedding)
     if manifest["encoder_fingerprint"] != encoder:
       raise UserError(
@@ -144,6 +142,12 @@ def update(config: IndexConfig, *, progress: Progress = silent) -> UpdateResult:
     before = check_passages(manifest["passages_fingerprint"], PassageStore(config.passages), config.index)
     inputs = {"passages": before.fingerprint, "encoder": encoder}
     runs.check_same(base, manifest.get("recipe", {}), index_recipe(config, inputs))
+    # Before anything is cut or encoded.
+    if config.milvus_uri is not None and not has_collection(base, manifest, config.milvus_uri):
+      raise UserError(
+        f"{config.milvus_uri}: no whole collection {manifest['parameters']['collection']}, which {base} is searched "
+        "in; the same call without --update fills it"
+      )
     questions = read_golden(config)
     after = _passages(config, before, encoder, progress)
     if after is None:
@@ -305,6 +309,7 @@ def _make(
         },
         shard_passages=config.shard_passages,
         wish=Wish(**manifest["wish"]) if asked == Wish() else asked,
+        milvus_uri=config.milvus_uri,
         progress=progress,
       )
       shutil.rmtree(encoded, ignore_errors=True)
