@@ -169,7 +169,8 @@ def stores(tmp_path_factory):
       RetrievedExample(
         id=f"q{i}",
         question=f"Where is {i}?",
-        answers=(f"town{i}",),
+        answers=("passage", f"town{i}"),  # of which the first stands everywhere, as a choice's letter would
+        answer_texts=(f"town{i}",),
         query=f"Where is {i}?",
         group=None,
         gold_rows=(i,) if i < 8 else (),  # of two questions only the answer is known

@@ -149,11 +149,15 @@ def test_what_was_not_searched_for_stays_as_it_is(made, tmp_path):
     scores=np.where(np.arange(k) == 0, 0, -np.inf).astype(np.float32),
     valid=np.arange(k) == 0,
   )
-  few = dataclasses.replace(found[1], valid=np.arange(k) < 2)
+  # A multiple-choice question of which no gold passage is known: its letter, here a word, stands in every passage.
+  choice = {"answers": ("person", "no such town"), "answer_texts": ("no such town",), "gold_rows": ()}
+  few = dataclasses.replace(found[1], valid=np.arange(k) < 2, **choice)
   fields = {name: found.manifest[name] for name in ("k", "passages", "score_temperature")}
   write_retrieved([own, few], tmp_path / "old", manifest={**fields, "hits": [k]})
-  rerank(rerank_config(made, tmp_path / "new", retrieved=f"{tmp_path}/old"))
+  result = rerank(rerank_config(made, tmp_path / "new", retrieved=f"{tmp_path}/old"))
+  assert (result.mrr, RetrievedStore(tmp_path / "new").manifest["hits"]) == (0.0, [KEPT])
   first, second = RetrievedStore(tmp_path / "new")
+  assert second.answer_texts == few.answer_texts
   assert (first.context, first.valid.tolist(), first.scores[0]) == (own.context, [True, False, False, False], 0.0)
   assert second.valid.tolist() == [True, True, False, False]
   assert set(second.passage_rows[:2]) == set(few.passage_rows[:2])

@@ -112,7 +112,7 @@ def _read(path: str, store: PassageStore | None, qrels: trec.Qrels | None) -> _R
     found[example.id] = list(zip(ids, example.scores[example.valid].tolist(), strict=True))
     gold[example.id] = {passage.id: 1 for passage in store.many(example.gold_rows)}
     known |= dict(zip([*ids, *gold[example.id]], [*rows, *example.gold_rows], strict=True))
-    answers[example.id] = example.answers
+    answers[example.id] = example.answer_texts
   return _Retrieval(found, gold if qrels is None else qrels, answers, known, retrieved.manifest["k"])
 
 

@@ -142,7 +142,7 @@ def _judged(config: TrainRetrieverConfig, examples: Sequence[RetrievedExample]) 
   def judge(e: RetrievedExample) -> Judge | None:
     if not e.searched or not (e.gold_rows or store):
       return None
-    return lambda rows: first_hit(e.gold_rows, e.answers, rows, lambda row: store[row].text if store else "")
+    return lambda rows: first_hit(e.gold_rows, e.answer_texts, rows, lambda row: store[row].text if store else "")
 
   found = [judge(e) for e in examples]
   if not any(found):

@@ -77,7 +77,7 @@ def mine_negatives(config: MineNegativesConfig, *, progress: Progress = silent) 
       continue
     rows = [int(row) for row in example.passage_rows[example.valid]]
     found = {
-      row: Candidate(row, normalize_answer(passage.text), has_answer(passage.full_text, example.answers))
+      row: Candidate(row, normalize_answer(passage.text), has_answer(passage.full_text, example.answer_texts))
       for row, passage in zip([*rows, *example.gold_rows], store.many([*rows, *example.gold_rows]), strict=True)
     }
     chosen = choose([found[row] for row in rows], [found[row] for row in example.gold_rows], config.negatives, dropped)

@@ -173,7 +173,7 @@ def _store(
       yield dataclasses.replace(example, **changes)
 
   hits = [
-    first_hit(example.gold_rows, example.answers, rows[i], lambda row: store[row].text)
+    first_hit(example.gold_rows, example.answer_texts, rows[i], lambda row: store[row].text)
     for i, example in enumerate(retrieved)
     if example.searched
   ]

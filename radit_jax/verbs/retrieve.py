@@ -225,6 +225,7 @@ def _store(
         id=q["id"],
         question=q["question"],
         answers=tuple(q["answers"]),
+        answer_texts=tuple(q.get("answer_texts", ())),
         query=q["query"],
         group=q["group"],
         category=q.get("category", "qa"),
