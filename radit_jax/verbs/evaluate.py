@@ -8,7 +8,7 @@ import numpy as np
 
 from radit_jax import files, hosts, runs
 from radit_jax.config import EvaluateConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedExample, RetrievedStore
 from radit_jax.data.plan import sample
 from radit_jax.data.prompts import Prompt
@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
   retrieved = RetrievedStore(config.retrieved)
   if config.mode == "retrieval" and config.k > retrieved.manifest["k"]:
     raise UserError(f"k = {config.k} passages to mix, {config.retrieved} holds {retrieved.manifest['k']} per question")
-  passages = check_passages(retrieved.manifest["passages"], passages, config.retrieved)
+  passages = version_of(retrieved.manifest["passages"], passages, config.retrieved)
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
   inputs = {

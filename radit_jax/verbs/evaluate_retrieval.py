@@ -7,7 +7,7 @@ from typing import Any
 
 from radit_jax import files
 from radit_jax.config import EvaluateRetrievalConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.errors import UserError
 from radit_jax.evaluation import trec
@@ -69,7 +69,7 @@ def evaluate_retrieval(config: EvaluateRetrievalConfig, *, progress: Progress = 
   """
   store = None if config.passages is None else PassageStore(config.passages)
   if store is not None and os.path.isdir(config.retrieved):
-    store = check_passages(RetrievedStore(config.retrieved).manifest["passages"], store, config.retrieved)
+    store = version_of(RetrievedStore(config.retrieved).manifest["passages"], store, config.retrieved)
   given = None if config.qrels is None else trec.read_qrels(config.qrels)
   after = _read(config.retrieved, store, given)
   found = _measure(after, store, progress)
@@ -101,7 +101,7 @@ def _read(path: str, store: PassageStore | None, qrels: trec.Qrels | None) -> _R
   if store is None:
     raise UserError(f"{path}: a store of rows, whose passages are needed; give --passages")
   retrieved = RetrievedStore(path)
-  store = check_passages(retrieved.manifest["passages"], store, path)
+  store = version_of(retrieved.manifest["passages"], store, path)
   found: trec.Run = {}
   gold: trec.Qrels = {}
   answers: dict[str, tuple[str, ...]] = {}

@@ -6,7 +6,7 @@ import json
 
 from radit_jax import files
 from radit_jax.config import MineNegativesConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.negatives import Candidate, choose, record
 from radit_jax.errors import UserError
@@ -65,7 +65,7 @@ def mine_negatives(config: MineNegativesConfig, *, progress: Progress = silent) 
   """
   store = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
-  store = check_passages(retrieved.manifest["passages"], store, config.retrieved)
+  store = version_of(retrieved.manifest["passages"], store, config.retrieved)
   dropped: collections.Counter[str] = collections.Counter()
   left_out: collections.Counter[str] = collections.Counter()
   lines: list[str] = []

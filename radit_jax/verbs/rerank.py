@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from radit_jax import files, hosts, runs
 from radit_jax.config import RerankConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedExample, RetrievedStore, write_retrieved
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import first_hit, hit_figures
@@ -70,7 +70,7 @@ def rerank(config: RerankConfig, *, progress: Progress = silent) -> RerankResult
   """
   store = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
-  store = check_passages(retrieved.manifest["passages"], store, config.retrieved)
+  store = version_of(retrieved.manifest["passages"], store, config.retrieved)
   if config.k > retrieved.manifest["k"]:
     raise UserError(f"k = {config.k} passages to keep, {config.retrieved} holds {retrieved.manifest['k']} per question")
   inputs = {"retrieved": retrieved.fingerprint, "passages": store.fingerprint}
@@ -84,7 +84,7 @@ def rerank(config: RerankConfig, *, progress: Progress = silent) -> RerankResult
     assert config.index is not None
     passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
     index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder, resident=False)
-    check_passages(index.manifest["passages_fingerprint"], store, config.index)
+    version_of(index.manifest["passages_fingerprint"], store, config.index)
     scored_by = {"query_encoder": fingerprint(config.encoder, config.embedding)}
     temperature = encoder_temperature(config.encoder, config.embedding)
     inputs |= {"encoder": scored_by["query_encoder"], "passage_encoder": passage_encoder}

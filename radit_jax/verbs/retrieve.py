@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from radit_jax import files, hosts, runs
 from radit_jax.config import RetrieveConfig
 from radit_jax.data import mixture
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedExample, RetrievedStore, write_retrieved
 from radit_jax.data.plan import sample
 from radit_jax.errors import UserError
@@ -143,7 +143,7 @@ def _open(config: RetrieveConfig, store: PassageStore, mesh: Mesh) -> tuple[Stor
   """The index, if it is of this store and of the passage encoder, and the version of the store that it is of."""
   built_by = _passage_encoder(config)
   index = load_index(config.index, verify=config.verify, encoder_fingerprint=built_by, resident=False, mesh=mesh)
-  return index, check_passages(index.manifest["passages_fingerprint"], store, config.index)
+  return index, version_of(index.manifest["passages_fingerprint"], store, config.index)
 
 
 def _search(
