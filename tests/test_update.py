@@ -206,6 +206,8 @@ def test_what_is_refused(root, parts, tmp_path):
     ({"delete_missing": True}, "delete_missing = True without update"),
     ({"golden": "g", "golden_min": 0.5}, "golden = g without update"),
     ({"update": "u", "golden": "g"}, "belong together"),
+    ({"update": "u", "golden_k": 5}, "golden_k = 5 without golden"),
+    ({"golden_encoder": "e"}, "golden_encoder = e without golden"),
     ({"update": "u", "golden": "g", "golden_min": 1.5}, "golden_min = 1.5"),
     ({"update": "u", "rollback": True}, "give one of them"),
     ({"update": "u", "keep_versions": 0}, "keep_versions = 0"),
