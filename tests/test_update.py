@@ -27,7 +27,7 @@ from radit_jax.retrieval.index import load_index
 from radit_jax.retrieval.update import update_index
 from radit_jax.verbs.bm25 import bm25
 from radit_jax.verbs.index import index
-from radit_jax.verbs.prepare import prepare
+from radit_jax.verbs.prepare import prepare, read_split
 from radit_jax.verbs.retrieve import retrieve
 
 
@@ -83,10 +83,17 @@ def test_an_update_encodes_what_is_new_and_finds_what_an_index_built_anew_finds(
   np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)  # a text is encoded among others, and rounded as they are
   assert [row[:3] for row in ours[0]] == [row[:3] for row in theirs[0]]
   # Nothing else has to be told of it: the same options retrieve, and gold passages are the rows they were.
-  retrieve(retrieve_config(root, parts, k=40))
+  result = retrieve(retrieve_config(root, parts, k=40))
   found = RetrievedStore(root / "retrieved/train")
   assert found.manifest["passages"] == PassageStore(root / "passages").fingerprint
   assert not np.isin(found[0].passage_rows, PassageStore(root / "passages").removed).any()
+  # Rows that are gone are nobody's gold passage any more.
+  gone = PassageStore(root / "passages").removed
+  gold = [q["gold_rows"] for q in read_split(f"{root}/split/train.jsonl")]
+  lost = int(np.isin(np.concatenate(gold), gone).sum())
+  assert lost > 0
+  assert [list(e.gold_rows) for e in found] == [np.setdiff1d(rows, gone).tolist() for rows in gold]
+  assert f"{lost} gold passages left out as an update removed them" in result.summary()
   with pytest.raises(UserError, match=r"k = 41 passages asked for, .* holds 40"):
     retrieve(retrieve_config(root, parts, k=41))
   # The same call again changes nothing, nor does that which built the index.
