@@ -550,6 +550,8 @@ def test_another_passage_store_is_refused(made, parts, tmp_path):
     )
   with pytest.raises(UserError, match="made from the passage store"):
     train_generator(generator_config(made, parts, tmp_path / "run", passages=other))
+  with pytest.raises(UserError, match=r"index: made from the passage store"):
+    train_retriever(retriever_config(made, parts, tmp_path / "run", passages=other))
   assert not (tmp_path / "run").exists()
 
 
