@@ -1,4 +1,4 @@
-"""The one exception that means "the caller can fix this"."""
+"""How a call can end otherwise than with its result: a wrong call, a run that cannot go on, a signal to stop."""
 
 
 class UserError(ValueError):

@@ -87,15 +87,19 @@ def _upload(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def replace_directory(finished: pathlib.Path, final: pathlib.Path) -> None:
-  """Gives a finished directory its final name; one that has it is removed."""
+  """Gives a finished directory its final name; one that has it is removed, or keeps it if this fails."""
   if not final.exists():
     os.replace(finished, final)
     return
   # A directory cannot be renamed over a non-empty one: move the old one aside, and drop it last.
   old = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
-  os.replace(final, old / "was")
-  os.replace(finished, final)
-  shutil.rmtree(old)
+  try:
+    os.replace(final, old / "was")
+    os.replace(finished, final)
+  finally:
+    if not final.exists():  # a signal came between the two
+      os.replace(old / "was", final)
+    shutil.rmtree(old)
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes | memoryview, *, durable: bool = False) -> None:
@@ -124,7 +128,7 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes | memoryview, *
     os.chmod(name, 0o644)
     os.replace(name, final)
     if durable:
-      sync_directory(final.parent)
+      sync(final.parent)
   except BaseException as e:
     pathlib.Path(name).unlink(missing_ok=True)
     if isinstance(e, OSError) and e.errno and e.filename is None:  # as when the disk is full
@@ -132,8 +136,8 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes | memoryview, *
     raise
 
 
-def sync_directory(path: str | os.PathLike[str]) -> None:
-  """Lets the names in a directory, or the content of a file, reach the disk."""
+def sync(path: str | os.PathLike[str]) -> None:
+  """Returns when the names in a directory, or the content of a file, have reached the disk."""
   handle = os.open(path, os.O_RDONLY)
   try:
     os.fsync(handle)

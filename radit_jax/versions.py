@@ -65,7 +65,7 @@ def settle(path: str | os.PathLike[str], number: int) -> None:
   """Returns when all of a version has reached the disk: what names it then also does after a loss of power."""
   version = directory(path, number)
   for found in (version, *version.rglob("*")) if number else ():
-    files.sync_directory(found)
+    files.sync(found)
 
 
 def prune(path: str | os.PathLike[str], keep: int, needed: Collection[int] = ()) -> list[int]:

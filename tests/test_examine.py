@@ -1,12 +1,13 @@
 """What is measured while training: fields of metrics.jsonl, dev questions answered or searched for, the best picked."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 from test_verbs import LOOP, generator_config, made, retriever_config  # noqa: F401
 
-from radit_jax import files
+from radit_jax import files, hosts
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.errors import Preempted, UserError
 from radit_jax.evaluation.metrics import first_hit
@@ -15,6 +16,7 @@ from radit_jax.retrieval.embed import embed_queries
 from radit_jax.retrieval.index import load_index
 from radit_jax.training import manifests
 from radit_jax.training.metrics import read_metrics
+from radit_jax.verbs import examine
 from radit_jax.verbs.train_generator import train_generator
 from radit_jax.verbs.train_retriever import train_retriever
 
@@ -105,15 +107,33 @@ def test_a_generator_is_picked_by_its_answers_and_a_cut_run_picks_the_same(made,
 
 
 def test_questions_without_gold_passages_need_the_passages(made, parts, tmp_path, monkeypatch):  # noqa: F811
-  many = RetrievedStore.many
+  # The first answer stands in every passage, as a choice's letter would, and is none to look for.
+  many, unknown = RetrievedStore.many, {"gold_rows": (), "answers": ("person",)}
   monkeypatch.setattr(
-    RetrievedStore, "many", lambda self, rows: [dataclasses.replace(e, gold_rows=()) for e in many(self, rows)]
+    RetrievedStore, "many", lambda self, rows: [dataclasses.replace(e, **unknown) for e in many(self, rows)]
   )
   loop = dataclasses.replace(LOOP, select="recall")
   with pytest.raises(UserError, match=r"no question names its gold passage.*need --passages"):
     train_retriever(retriever_config(made, parts, tmp_path / "a", loop=loop))
   train_retriever(retriever_config(made, parts, tmp_path / "b", loop=loop, passages=f"{made}/passages"))
-  assert lines(tmp_path / "b", "dev_loss")[0]["dev"]["recall"] > 0  # towns are named in several passages
+  assert 0 < lines(tmp_path / "b", "dev_loss")[0]["dev"]["recall"] < 1  # towns are named in several passages
+
+
+@pytest.mark.parametrize(("first", "together"), [(True, False), (False, False), (False, True)])
+def test_every_process_searches_rows_that_lie_with_all_and_else_the_first(first, together, monkeypatch):
+  searched, told = [], []
+
+  def search(queries, k):
+    searched.append(len(queries))
+    return types.SimpleNamespace(ids=np.array([[3, 7], [4, 5]]))
+
+  monkeypatch.setattr(hosts, "is_first", lambda: first)
+  monkeypatch.setattr(hosts, "exchange", lambda text: told.append(text) or ["1 2", text])
+  index = types.SimpleNamespace(together=together, search=search)
+  right = [lambda rows: rows.index(7), None, lambda rows: 2]
+  found = examine._rankings(right, index, np.zeros((3, 4)), 2)
+  assert found == {"mrr": 0.25, "recall": 0.5}  # what the first one told
+  assert (searched, told) == (([2], ["1 2"]) if first or together else ([], [""]))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from radit_jax.data import builders
 from radit_jax.data.examples import (
   PassageScores,
   RetrievedExample,
@@ -30,13 +31,15 @@ EXAMPLES = [
   RetrievedExample(
     "q0",
     "Who?",
-    ("Tobin",),
+    ("B", "Tobin Üre"),
     "Who?",
     None,
     (),
     np.array([1, -1, -1]),
     np.array([0.1, -np.inf, -np.inf], np.float32),
     np.array([True, False, False]),
+    category="choice",
+    answer_texts=("Tobin Üre",),
   ),
 ]
 SCORES = [
@@ -66,6 +69,19 @@ def test_retrieved_examples_come_back_exactly(retrieved):
   for stored, example in zip(retrieved, EXAMPLES, strict=True):
     same(stored, example)
   assert {k: retrieved.manifest[k] for k in MANIFEST} == MANIFEST
+  assert [e.answer_texts for e in retrieved] == [("Orlen", "in Orlen"), ("Tobin Üre",)]
+
+
+def test_a_store_of_earlier_versions_has_its_answers_looked_for(tmp_path, monkeypatch):
+  def without(fields):
+    return {name: value for name, value in fields.items() if name != "answer_texts"}
+
+  features, write = builders.RaditRetrieved._features, builders.write
+  with monkeypatch.context() as earlier:
+    earlier.setattr(builders.RaditRetrieved, "_features", lambda self: without(features(self)))
+    earlier.setattr(builders, "write", lambda kind, path, records: write(kind, path, map(without, records)))
+    write_retrieved(EXAMPLES, tmp_path / "r", manifest=MANIFEST)
+  assert [e.answer_texts for e in RetrievedStore(tmp_path / "r")] == [e.answers for e in EXAMPLES]
 
 
 def test_scores_come_back_exactly_by_position_and_by_id(retrieved, tmp_path):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from radit_jax import files
-from radit_jax.errors import UserError
+from radit_jax.errors import Preempted, UserError
 
 
 def names(path):
@@ -87,6 +87,23 @@ def test_a_killed_writer_leaves_no_file_under_the_final_name(tmp_path):
     assert process.stdout.readline() == b"ready\n"
     process.kill()
   assert "out" not in names(tmp_path)
+
+
+def test_a_signal_between_the_two_renames_leaves_what_was_there(tmp_path, monkeypatch):
+  with files.atomic_directory(tmp_path / "out") as d:
+    (d / "which").write_text("old")
+  replace = os.replace
+
+  def interrupted(source, target):
+    replace(source, target)
+    if target.name == "was":
+      raise Preempted("stopped by SIGTERM")
+
+  monkeypatch.setattr(os, "replace", interrupted)
+  with pytest.raises(Preempted), files.atomic_directory(tmp_path / "out") as d:
+    (d / "which").write_text("new")
+  assert (tmp_path / "out/which").read_text() == "old"
+  assert names(tmp_path) == ["out"]
 
 
 def test_json_round_trip_and_what_json_cannot_hold(tmp_path):

@@ -53,8 +53,9 @@ def ranked(tmp_path):
     example("own", [], [row["gold"]], context="It opened in 1887."),
     example("text", [], [], category="text"),
     example("another answer", everything, [row["near"]], answers=["burned down"]),
+    example("a choice", [row["near"], row["far"]], [row["gold"]], ["mill", "1887"], answer_texts=("1887",)),
   ]
-  fields = {"k": 7, "passages": fingerprint, "score_temperature": 1.0, "hits": [0] * 5}
+  fields = {"k": 7, "passages": fingerprint, "score_temperature": 1.0, "hits": [0] * 6}
   write_retrieved(examples, tmp_path / "retrieved", manifest=fields)
   return tmp_path
 
@@ -71,16 +72,17 @@ def test_what_is_taken_and_what_is_passed_over_by_hand(ranked):
     "all": ["near", "far"],
     "few": ["far"],
     "another answer": ["answer", "gold", "titled"],
+    "a choice": ["near", "far"],  # its letter, here a word, stands everywhere
   }
   assert [p["id"] for p in lines[0]["positives"]] == ["gold"]
   assert lines[0]["query"] == "When, all?"
   # all: answer, gold, copy, titled and twin; few: gold and answer; nothing: answer and copy;
   # another answer: near is gold, and copy is one of the passage taken before.
   assert (result.gold, result.copies, result.answers) == (3, 4, 4)
-  assert (result.num_questions, result.num_negatives, result.short) == (3, 6, 2)
+  assert (result.num_questions, result.num_negatives, result.short) == (4, 8, 3)
   assert (result.without_gold, result.without_negative, result.own) == (1, 1, 2)
   assert "4 copies, 4 with an answer" in result.summary()
-  assert mined(ranked, negatives=1).num_negatives == 3
+  assert mined(ranked, negatives=1).num_negatives == 4
   names = list(TEXTS)
   for line in lines:
     assert all(names[n["row"]] == n["id"] for n in [*line["negatives"], *line["positives"]])

@@ -1,7 +1,9 @@
 """Retrieval's measures against `ir-measures` and by hand, their files, and the verb that writes them."""
 
+import dataclasses
 import itertools
 import json
+import shutil
 
 import ir_measures
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 from ir_measures import AP, RR, R, Rprec, nDCG
 
 from radit_jax import config as c
-from radit_jax.data.corpus import write_passages
-from radit_jax.data.examples import RetrievedExample, write_retrieved
+from radit_jax.data.corpus import PassageStore, write_passages
+from radit_jax.data.examples import RetrievedExample, RetrievedStore, write_retrieved
 from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
 from radit_jax.evaluation import trec
@@ -169,7 +171,8 @@ def stores(tmp_path_factory):
       RetrievedExample(
         id=f"q{i}",
         question=f"Where is {i}?",
-        answers=(f"town{i}",),
+        answers=("passage", f"town{i}"),  # of which the first stands everywhere, as a choice's letter would
+        answer_texts=(f"town{i}",),
         query=f"Where is {i}?",
         group=None,
         gold_rows=(i,) if i < 8 else (),  # of two questions only the answer is known
@@ -218,6 +221,19 @@ def test_the_verb_measures_stores_and_compares_them(stores, tmp_path):
   )
   for name in ("recall@5", "mrr@10", "ndcg@10", "map", "r_precision"):
     assert again.measures[name] == measures[name]
+
+
+def test_a_baseline_of_another_version_is_read_in_its_own_passages(stores, tmp_path):
+  shutil.copytree(stores / "passages", tmp_path / "passages")
+  version = tmp_path / "passages/versions/000001"
+  write_passages([*PassageStore(stores / "passages"), Passage("p12", "", "More.", {"document": "d6"})], version)
+  later = {"k": 6, "score_temperature": 1.0, "passages": PassageStore(version).fingerprint}
+  found = [
+    dataclasses.replace(e, passage_rows=np.array([12, *e.passage_rows[:5]])) for e in RetrievedStore(stores / "good")
+  ]
+  write_retrieved(found, tmp_path / "later", manifest=later)
+  comparison = verb(stores, tmp_path, passages=f"{tmp_path}/passages", baseline=f"{tmp_path}/later").comparison
+  assert comparison["recall@1"]["difference"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import transformers
 from retrieved import make_retrieved
 
 from radit_jax import config as c
-from radit_jax.data.corpus import PassageStore
+from radit_jax import files
+from radit_jax.data.corpus import PassageStore, write_passages
 from radit_jax.data.examples import RetrievedStore, ScoreStore, write_retrieved
+from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import load_encoder, load_tokenizer
 from radit_jax.retrieval.embed import embed_queries
@@ -103,20 +106,29 @@ def test_the_result_tells_recall_before_and_after(made, crossed):
   assert "recall@1" in result.summary()
 
 
+def another_manifest(made, path, **changes):
+  """A copy of the index with another manifest."""
+  shutil.copytree(made / "index", path)
+  files.write_json(path / files.MANIFEST, files.read_json(path / files.MANIFEST) | changes)
+  return str(path)
+
+
 def test_a_query_encoder_scores_by_the_stored_embeddings(made, parts, tmp_path):
+  # Of the index nothing but its embeddings is read: where they are searched may be down.
+  down = another_manifest(made, tmp_path / "index", backend="milvus", milvus_uri="http://127.0.0.1:9")
   tuned = train_retriever(
     c.TrainRetrieverConfig(
       workdir=f"{tmp_path}/run",
       encoder=parts["encoder"],
       retrieved=f"{made}/retrieved/train",
       dev_retrieved=f"{made}/retrieved/dev",
-      index=f"{made}/index",
+      index=down,
       loss="contrastive",
       optimizer=c.OptimizerConfig(peak_lr=1e-2, floor_lr=1e-3, warmup_steps=1),
       loop=LOOP,
     )
   ).query_encoder
-  rerank(rerank_config(made, tmp_path / "new", cross_encoder=None, encoder=tuned, index=f"{made}/index"))
+  rerank(rerank_config(made, tmp_path / "new", cross_encoder=None, encoder=tuned, index=down))
   before, after = RetrievedStore(made / "retrieved/train"), RetrievedStore(tmp_path / "new")
   stored = load_index(made / "index")
   encoder = load_encoder(tuned)
@@ -149,11 +161,15 @@ def test_what_was_not_searched_for_stays_as_it_is(made, tmp_path):
     scores=np.where(np.arange(k) == 0, 0, -np.inf).astype(np.float32),
     valid=np.arange(k) == 0,
   )
-  few = dataclasses.replace(found[1], valid=np.arange(k) < 2)
+  # A multiple-choice question of which no gold passage is known: its letter, here a word, stands in every passage.
+  choice = {"answers": ("person", "no such town"), "answer_texts": ("no such town",), "gold_rows": ()}
+  few = dataclasses.replace(found[1], valid=np.arange(k) < 2, **choice)
   fields = {name: found.manifest[name] for name in ("k", "passages", "score_temperature")}
   write_retrieved([own, few], tmp_path / "old", manifest={**fields, "hits": [k]})
-  rerank(rerank_config(made, tmp_path / "new", retrieved=f"{tmp_path}/old"))
+  result = rerank(rerank_config(made, tmp_path / "new", retrieved=f"{tmp_path}/old"))
+  assert (result.mrr, RetrievedStore(tmp_path / "new").manifest["hits"]) == (0.0, [KEPT])
   first, second = RetrievedStore(tmp_path / "new")
+  assert second.answer_texts == few.answer_texts
   assert (first.context, first.valid.tolist(), first.scores[0]) == (own.context, [True, False, False, False], 0.0)
   assert second.valid.tolist() == [True, True, False, False]
   assert set(second.passage_rows[:2]) == set(few.passage_rows[:2])
@@ -212,6 +228,8 @@ def test_the_losses_to_compare_with_train(made, parts, crossed, tmp_path, loss):
   assert dev[0] == pytest.approx(np.mean(expected), rel=1e-4)
   losses = [line["loss"] for line in lines if line.get("loss") is not None]
   assert min(losses[4:]) < losses[0]
+  recipe = files.read_json(tmp_path / "run/query_encoder/radit.json")["recipe"]
+  assert recipe["lm_temperature"] is None  # that of LSR, which neither uses
   card = (tmp_path / "run/query_encoder/README.md").read_text()
   assert {"distill": "towards a cross-encoder's scores", "emdr2": "EMDR²"}[loss] in card
 
@@ -229,6 +247,32 @@ def test_what_cannot_be_is_told_in_one_line(made, parts, crossed, tmp_path):
   stores = {"retrieved": f"{crossed}/train", "dev_retrieved": f"{made}/retrieved/dev"}
   with pytest.raises(UserError, match="dev: its scores are a query encoder's, and no teacher"):
     train_retriever(c.TrainRetrieverConfig(**fields, **stores, loss="distill"))
+  dev = RetrievedStore(crossed / "dev")
+  fields_of = {name: dev.manifest[name] for name in ("k", "passages", "score_temperature", "cross_encoder", "hits")}
+  stores["dev_retrieved"] = f"{tmp_path}/other"
+  for name, value in (("cross_encoder", "0" * 64), ("score_temperature", 0.5)):
+    write_retrieved(dev, stores["dev_retrieved"], manifest=fields_of | {name: value})
+    with pytest.raises(UserError, match=rf"other: re-ranked with {name} {value}, .*train with .*re-rank both"):
+      train_retriever(c.TrainRetrieverConfig(**fields, **stores, loss="distill"))
   with pytest.raises(UserError, match="loss emdr2 needs --scores and --dev-scores"):
     c.TrainRetrieverConfig(**fields, **stores, loss="emdr2")
   assert not (tmp_path / "x").exists()
+  # The store has a version that was searched, and the index is of the one before.
+  versions = tmp_path / "passages/versions/000001"
+  shutil.copytree(made / "passages", tmp_path / "passages")
+  write_passages([*PassageStore(made / "passages"), Passage("new", "", "A town.")], versions)
+  (tmp_path / "passages/CURRENT").write_text("1")
+  found = RetrievedStore(made / "retrieved/train")
+  later = {
+    "k": FOUND,
+    "score_temperature": 1.0,
+    "hits": [0] * len(found),
+    "passages": PassageStore(versions).fingerprint,
+  }
+  write_retrieved(found, tmp_path / "later", manifest=later)
+  by_encoder = {"cross_encoder": None, "encoder": parts["encoder"], "index": f"{made}/index"}
+  changes = {"retrieved": f"{tmp_path}/later", "passages": f"{tmp_path}/passages", **by_encoder}
+  with pytest.raises(
+    UserError, match=rf"later: retrieved from the passage store {later['passages'][:12]}, .*index holds"
+  ):
+    rerank(rerank_config(made, tmp_path / "x", **changes))

@@ -88,6 +88,21 @@ def test_a_store_that_is_there_still_writes_its_run(made, parts, tmp_path):
   assert read_run(tmp_path / "late.run")
 
 
+def test_what_is_looked_for_in_passages_is_stored_and_counted(made, parts, tmp_path):
+  """Of multiple-choice questions the text of the choice: its letter, here a word, stands in every passage."""
+  rows = [
+    {**row, "answers": ["person", text], "answer_texts": [text], "gold_rows": []}
+    for row, text in zip(read_split(f"{made}/split/dev.jsonl"), ("Arlen", "no such town"), strict=False)
+  ]
+  write_lines(tmp_path / "dev.jsonl", rows)
+  files.write_manifest(tmp_path, "split", {})
+  result = retrieve(retrieve_config(made, parts, questions=f"{tmp_path}/dev.jsonl", out=f"{tmp_path}/out", k=40))
+  assert [e.answer_texts for e in RetrievedStore(tmp_path / "out")] == [("Arlen",), ("no such town",)]
+  hits = files.read_manifest(tmp_path / "out", "retrieved")["hits"]
+  assert (hits[0] < 40, hits[1]) == (True, 40)
+  assert result.mrr == pytest.approx(0.5 / (hits[0] + 1))
+
+
 @pytest.mark.parametrize(
   ("lines", "message"),
   [

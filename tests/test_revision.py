@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from radit_jax import files, versions
-from radit_jax.data.corpus import Limit, PassageStore, check_passages, chunk, read_corpus, write_passages
+from radit_jax.data.corpus import Limit, PassageStore, chunk, read_corpus, version_of, write_passages
 from radit_jax.data.corpus.build import Build
 from radit_jax.data.corpus.content import content_of, fields_of, match, stored_content
 from radit_jax.data.corpus.revision import Revision, copied_rows, revise
@@ -151,10 +151,10 @@ def test_a_result_is_read_with_the_version_it_was_made_from(tmp_path):
   changed = revised(store, tmp_path, [one("a", "Three.")])
   versions.make_current(store.root, changed.version)
   current = PassageStore(store.root)
-  assert check_passages(store.fingerprint, current, "index").fingerprint == store.fingerprint
-  assert check_passages(changed.fingerprint, current, "index") is current
+  assert version_of(store.fingerprint, current, "index").fingerprint == store.fingerprint
+  assert version_of(changed.fingerprint, current, "index") is current
   with pytest.raises(UserError, match="index: made from the passage store abc"):
-    check_passages("abc", current, "index")
+    version_of("abc", current, "index")
   (store.root / versions.CURRENT).write_text("new\n")
   with pytest.raises(UserError, match=r"CURRENT: 'new' is no number of a version"):
     PassageStore(store.root)

@@ -31,7 +31,7 @@ from radit_jax.retrieval.tuned import Wish
 from radit_jax.retrieval.update import update_index
 from radit_jax.verbs.bm25 import bm25
 from radit_jax.verbs.index import index
-from radit_jax.verbs.prepare import prepare
+from radit_jax.verbs.prepare import prepare, read_split
 from radit_jax.verbs.retrieve import retrieve
 from radit_jax.verbs.train_retriever import train_retriever
 
@@ -82,10 +82,17 @@ def test_an_update_encodes_what_is_new_and_finds_what_an_index_built_anew_finds(
   np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)  # a text is encoded among others, and rounded as they are
   assert [row[:3] for row in ours[0]] == [row[:3] for row in theirs[0]]
   # Nothing else has to be told of it: the same options retrieve, and gold passages are the rows they were.
-  retrieve(retrieve_config(root, parts, k=40))
+  result = retrieve(retrieve_config(root, parts, k=40))
   found = RetrievedStore(root / "retrieved/train")
   assert found.manifest["passages"] == PassageStore(root / "passages").fingerprint
   assert not np.isin(found[0].passage_rows, PassageStore(root / "passages").removed).any()
+  # Rows that are gone are nobody's gold passage any more.
+  gone = PassageStore(root / "passages").removed
+  gold = [q["gold_rows"] for q in read_split(f"{root}/split/train.jsonl")]
+  lost = int(np.isin(np.concatenate(gold), gone).sum())
+  assert lost > 0
+  assert [list(e.gold_rows) for e in found] == [np.setdiff1d(rows, gone).tolist() for rows in gold]
+  assert f"{lost} gold passages left out as an update removed them" in result.summary()
   with pytest.raises(UserError, match=r"k = 41 passages asked for, .* holds 40"):
     retrieve(retrieve_config(root, parts, k=41))
   # The same call again changes nothing, nor does that which built the index.
@@ -205,6 +212,8 @@ def test_what_is_refused(root, parts, tmp_path):
     ({"delete_missing": True}, "delete_missing = True without update"),
     ({"golden": "g", "golden_min": 0.5}, "golden = g without update"),
     ({"update": "u", "golden": "g"}, "belong together"),
+    ({"update": "u", "golden_k": 5}, "golden_k = 5 without golden"),
+    ({"golden_encoder": "e"}, "golden_encoder = e without golden"),
     ({"update": "u", "golden": "g", "golden_min": 1.5}, "golden_min = 1.5"),
     ({"update": "u", "rollback": True}, "give one of them"),
     ({"update": "u", "keep_versions": 0}, "keep_versions = 0"),

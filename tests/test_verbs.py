@@ -550,6 +550,8 @@ def test_another_passage_store_is_refused(made, parts, tmp_path):
     )
   with pytest.raises(UserError, match="made from the passage store"):
     train_generator(generator_config(made, parts, tmp_path / "run", passages=other))
+  with pytest.raises(UserError, match=r"index: made from the passage store"):
+    train_retriever(retriever_config(made, parts, tmp_path / "run", passages=other))
   assert not (tmp_path / "run").exists()
 
 
@@ -590,8 +592,12 @@ def test_line_separators_of_unicode_stay_in_a_question(tmp_path):
 
 @pytest.mark.parametrize(("tune", "rows"), [("generator", ["lm_ft"]), ("retriever", ["r_ft"])])
 def test_run_of_one_tuning_leaves_the_other_rows_empty(parts, tmp_path, tune, rows):
-  report = run(run_config(parts, tmp_path / "run", k=3, tune=tune)).report
+  cfg = run_config(parts, tmp_path / "run", k=3, tune=tune, redact=True)
+  report = run(cfg).report
   assert [n for n, row in report["rows"].items() if row["n"]] == ["closed_book", "base", *rows]
+  # Continued without the option, it keeps the answers, which have no texts to show.
+  again = run(dataclasses.replace(cfg, redact=False)).report
+  assert (again["rows"], again["examples"]) == (report["rows"], [])
 
 
 def test_run_makes_the_report_and_restarts(parts, tmp_path):

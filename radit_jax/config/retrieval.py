@@ -112,6 +112,9 @@ class IndexConfig:
     for name in ("corpus_format", "delete_missing", "restore", "golden"):
       if getattr(self, name) and self.update is None:
         raise UserError(f"IndexConfig.{name} = {getattr(self, name)} without update: add --update FILE")
+    for name in ("golden_k", "golden_encoder"):
+      if getattr(self, name) != getattr(IndexConfig, name) and self.golden is None:
+        raise UserError(f"IndexConfig.{name} = {getattr(self, name)} without golden: add --golden FILE")
     if sum((self.update is not None, self.rollback, self.plan)) > 1:
       raise UserError("IndexConfig: update, rollback and plan are different things: give one of them")
     if (self.golden is None) != (self.golden_min is None):

@@ -64,7 +64,7 @@ class RaditPassages(_Builder):
 
 
 class RaditRetrieved(_Builder):
-  """Questions with the passages found for them."""
+  """Questions with the passages found for them; their answer texts are JSON text, which earlier stores may lack."""
 
   def _features(self) -> dict[str, Any]:
     text = tfds.features.Text
@@ -76,6 +76,7 @@ class RaditRetrieved(_Builder):
       "category": text(),
       "context": text(),
       "answers": tfds.features.Sequence(text()),
+      "answer_texts": text(),
       "gold_rows": _vector(np.int64),
       "passage_rows": _vector(np.int64),
       "scores": _vector(np.float32),

@@ -1,6 +1,7 @@
 """Questions with their retrieved passages, and the teacher's scores of those: two stores, joined by id."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -29,6 +30,8 @@ class RetrievedExample:
     valid: ``[k]`` bool.
     category: kind of task; it decides the prompt's markers. Of "text" the answer is all there is: a row of plain text.
     context: what stands in the first passage's place, nothing having been searched for; None elsewhere.
+    answer_texts: answers worth looking for in a passage, see :class:`radit_jax.data.readers.example.Example`; none
+      given takes all of them.
   """
 
   id: str
@@ -42,6 +45,10 @@ class RetrievedExample:
   valid: Bool[np.ndarray, "k"]
   category: Category = "qa"
   context: str | None = None
+  answer_texts: tuple[str, ...] = ()
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, "answer_texts", self.answer_texts or self.answers)
 
   @property
   def searched(self) -> bool:
@@ -94,6 +101,7 @@ def write_retrieved(
         "category": r.category,
         "context": r.context or "",
         "answers": list(r.answers),
+        "answer_texts": json.dumps(r.answer_texts, ensure_ascii=False),
         "gold_rows": np.asarray(r.gold_rows, np.int64),
         "passage_rows": _vector(r.passage_rows, np.int64, manifest["k"], r.id, "passage_rows"),
         "scores": _vector(r.scores, np.float32, manifest["k"], r.id, "scores"),
@@ -152,6 +160,7 @@ class RetrievedStore(Store[RetrievedExample]):
       group=record["group"].decode() or None,
       category=record["category"].decode() if record["category"] else "qa",  # earlier stores have none
       context=record["context"].decode() or None if record["context"] else None,  # nor that
+      answer_texts=tuple(json.loads(record["answer_texts"] or "[]")),  # earlier stores have none
       gold_rows=tuple(record["gold_rows"].tolist()),
       passage_rows=record["passage_rows"],
       scores=record["scores"],

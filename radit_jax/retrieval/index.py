@@ -218,6 +218,7 @@ def load_index(
   passages_fingerprint: str | None = None,
   resident: bool = True,
   mesh: Mesh | None = None,
+  searched: bool = True,
 ) -> StoredIndex:
   """Opens an index. Nothing in its files is executed or unpickled.
 
@@ -230,6 +231,8 @@ def load_index(
       that is of these; None takes the current one.
     resident: keep ScaNN's searchers of all shards in memory; otherwise every search reads one after the other.
     mesh: that the backend device spreads its rows over; None takes all devices.
+    searched: False opens the stored embeddings alone, which needs neither accelerators nor a server: any search of them
+      is exact.
 
   Raises:
     UserError: a damaged or missing file (named), an index that another encoder built, or one of which no version is of
@@ -248,6 +251,8 @@ def load_index(
       f"{root}: built by the encoder {(built_by or 'unknown')[:12]}, not by {encoder_fingerprint[:12]}; "
       "build the index again with this encoder, or use the encoder it was built by"
     )
+  if not searched:
+    return StoredIndex(root, manifest, Rows(open_shards(root, manifest)), None, versions.removed_rows(root, manifest))
   return open_index(root, manifest, resident=resident, mesh=mesh)
 
 

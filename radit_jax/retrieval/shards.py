@@ -122,7 +122,7 @@ class Shards:
       known = {shard_name(n): entry["sha256"] for n, entry in entries.items()}
       files.write_manifest(self._work, "embeddings", fields, known=known, durable=True)
       os.replace(self._work, self._final)
-      files.sync_directory(self._final.parent)
+      files.sync(self._final.parent)
 
   def _read(self) -> dict[int, dict[str, Any]]:
     """What the lists of all processes say, if they are of the same request."""

@@ -3,7 +3,7 @@
 import dataclasses
 
 from radit_jax.config import AskConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.prompts import Prompt
 from radit_jax.errors import UserError
 from radit_jax.inference.answer import Answer, Query, answer_questions
@@ -58,7 +58,7 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
   mesh = make_mesh(config.mesh)
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder, resident=False, mesh=mesh)
-  store = check_passages(index.manifest["passages_fingerprint"], store, config.index)
+  store = version_of(index.manifest["passages_fingerprint"], store, config.index)
   # Both models are loaded before anything is computed, so that a wrong path is told at once.
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))

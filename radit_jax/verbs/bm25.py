@@ -3,7 +3,7 @@
 import dataclasses
 
 from radit_jax.config import Bm25Config
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.errors import UserError
 from radit_jax.evaluation import trec
@@ -44,7 +44,7 @@ def bm25(config: Bm25Config, *, progress: Progress = silent) -> Bm25Result:
   dense: dict[str, list[int]] = {}
   if config.fuse is not None:
     retrieved = RetrievedStore(config.fuse)
-    store = check_passages(retrieved.manifest["passages"], store, config.fuse)
+    store = version_of(retrieved.manifest["passages"], store, config.fuse)
     dense = {example.id: example.passage_rows[example.valid].tolist() for example in retrieved}
     if missing := [q["id"] for q in questions if q["id"] not in dense]:
       raise UserError(f"{config.fuse}: nothing retrieved for question {missing[0]!r}; retrieve for this split first")

@@ -58,7 +58,7 @@ def encoder_recipe(
     "kind": "query encoder",
     "method": config.loss,
     "k": config.k,
-    "lm_temperature": config.lm_temperature,
+    "lm_temperature": config.lm_temperature if config.loss == "lsr" else None,
     "examples": len(retrieved),
     "base": _base(config.encoder, str(inputs["encoder"])),
     "inputs": inputs,

@@ -46,7 +46,7 @@ def causes(
       "examples that the warnings name"
     )
   flat = is_flat(dev)
-  out += _of_data(train, options, right, cut)
+  out += _of_data(train, right, cut)
   out += _of_teacher(train, options, flat=flat)
   out += _of_retriever(train, options, flat=flat)
   if not out and flat:
@@ -71,9 +71,7 @@ def _most(lines: Sequence[Line], name: str) -> bool:
   return value is not None and value >= MOST
 
 
-def _of_data(
-  train: Sequence[Line], options: Mapping[str, Any], right: Sequence[float | None], cut: float | None
-) -> list[str]:
+def _of_data(train: Sequence[Line], right: Sequence[float | None], cut: float | None) -> list[str]:
   out = []
   for share, name in zip(right, ("training", "dev"), strict=False):
     if share is not None and share <= 1 - MOST:

@@ -8,13 +8,13 @@ import numpy as np
 
 from radit_jax import files, hosts, runs
 from radit_jax.config import EvaluateConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedExample, RetrievedStore
 from radit_jax.data.plan import sample
 from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
-from radit_jax.evaluation.metrics import bootstrap_interval, exact_match, f1
+from radit_jax.evaluation.metrics import bootstrap_interval, exact_match, f1, hit_figures
 from radit_jax.inference.answer import Answer, Query, answer_questions
 from radit_jax.models.pretrained import fingerprint, load_end_ids, load_generator, load_tokenizer
 from radit_jax.progress import Progress, silent
@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
   retrieved = RetrievedStore(config.retrieved)
   if config.mode == "retrieval" and config.k > retrieved.manifest["k"]:
     raise UserError(f"k = {config.k} passages to mix, {config.retrieved} holds {retrieved.manifest['k']} per question")
-  passages = check_passages(retrieved.manifest["passages"], passages, config.retrieved)
+  passages = version_of(retrieved.manifest["passages"], passages, config.retrieved)
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
   inputs = {
@@ -139,8 +139,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
 
 def recall_columns(hits: list[int], k: int) -> dict[str, float | None]:
   """recall@1, @5, @10 as the report names them; None beyond the passages used, and where nothing was searched for."""
-  ranks = np.asarray(hits)
-  return {f"recall@{cut}": float(np.mean(ranks < cut)) if cut <= k and hits else None for cut in (1, 5, 10)}
+  recall = hit_figures(hits, k)[0] if hits else {}
+  return {f"recall@{cut}": recall.get(cut) for cut in (1, 5, 10)}
 
 
 def make_query(example: RetrievedExample, passages: PassageStore, *, mode: str, k: int) -> Query:

@@ -7,7 +7,7 @@ from typing import Any
 
 from radit_jax import files
 from radit_jax.config import EvaluateRetrievalConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.errors import UserError
 from radit_jax.evaluation import trec
@@ -47,13 +47,14 @@ class EvaluateRetrievalResult:
 
 @dataclasses.dataclass(frozen=True)
 class _Retrieval:
-  """Rankings and what is known of their questions."""
+  """Rankings, what is known of their questions, and the version of the passages that they are of."""
 
   run: dict[str, list[tuple[str, float]]]
   qrels: dict[str, dict[str, int]]
   answers: dict[str, tuple[str, ...]]
   rows: dict[str, int]
   depth: int
+  store: PassageStore | None
 
 
 def evaluate_retrieval(config: EvaluateRetrievalConfig, *, progress: Progress = silent) -> EvaluateRetrievalResult:
@@ -68,17 +69,15 @@ def evaluate_retrieval(config: EvaluateRetrievalConfig, *, progress: Progress = 
       of other questions.
   """
   store = None if config.passages is None else PassageStore(config.passages)
-  if store is not None and os.path.isdir(config.retrieved):
-    store = check_passages(RetrievedStore(config.retrieved).manifest["passages"], store, config.retrieved)
   given = None if config.qrels is None else trec.read_qrels(config.qrels)
   after = _read(config.retrieved, store, given)
-  found = _measure(after, store, progress)
+  found = _measure(after, progress)
   if not any(found.values()):
     raise UserError(f"{config.retrieved}: no relevant passage is known for any question; give --qrels")
   report: dict[str, Any] = {"measures": summarize(found, samples=config.bootstrap_samples, seed=config.seed)}
   report |= {"retrieved": config.retrieved, "questions": len(found), "comparison": None}
   if config.baseline is not None:
-    before = _measure(_read(config.baseline, store, given), store, progress)
+    before = _measure(_read(config.baseline, store, given), progress)
     report["comparison"] = compare(found, before, samples=config.bootstrap_samples, seed=config.seed)
     report["baseline"] = config.baseline
   report["per_question"] = found
@@ -97,11 +96,11 @@ def _read(path: str, store: PassageStore | None, qrels: trec.Qrels | None) -> _R
     run = trec.read_run(path)
     if qrels is None:
       raise UserError(f"{path}: a run file says nothing of what is relevant; give --qrels")
-    return _Retrieval(run, qrels, {}, {}, max(len(found) for found in run.values()))
+    return _Retrieval(run, qrels, {}, {}, max(len(found) for found in run.values()), store)
   if store is None:
     raise UserError(f"{path}: a store of rows, whose passages are needed; give --passages")
   retrieved = RetrievedStore(path)
-  store = check_passages(retrieved.manifest["passages"], store, path)
+  store = version_of(retrieved.manifest["passages"], store, path)
   found: trec.Run = {}
   gold: trec.Qrels = {}
   answers: dict[str, tuple[str, ...]] = {}
@@ -112,14 +111,14 @@ def _read(path: str, store: PassageStore | None, qrels: trec.Qrels | None) -> _R
     found[example.id] = list(zip(ids, example.scores[example.valid].tolist(), strict=True))
     gold[example.id] = {passage.id: 1 for passage in store.many(example.gold_rows)}
     known |= dict(zip([*ids, *gold[example.id]], [*rows, *example.gold_rows], strict=True))
-    answers[example.id] = example.answers
-  return _Retrieval(found, gold if qrels is None else qrels, answers, known, retrieved.manifest["k"])
+    answers[example.id] = example.answer_texts
+  return _Retrieval(found, gold if qrels is None else qrels, answers, known, retrieved.manifest["k"], store)
 
 
-def _measure(retrieval: _Retrieval, store: PassageStore | None, progress: Progress) -> dict[str, dict[str, float]]:
+def _measure(retrieval: _Retrieval, progress: Progress) -> dict[str, dict[str, float]]:
   """Measures of every judged question, and of every other one that has answers; one that found nothing has zeros."""
   names = list(dict.fromkeys([*retrieval.qrels, *retrieval.answers]))
-  rows = dict(retrieval.rows)
+  rows, store = dict(retrieval.rows), retrieval.store
   if store is not None:
     found = {passage for ranked in retrieval.run.values() for passage, _ in ranked}
     wanted = {passage for judged in retrieval.qrels.values() for passage in judged} | found

@@ -17,7 +17,7 @@ from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import exact_match, first_hit
 from radit_jax.inference.answer import answer_questions
 from radit_jax.retrieval.embed import embed_queries
-from radit_jax.retrieval.index import Index
+from radit_jax.retrieval.index import StoredIndex
 from radit_jax.training.diagnostics import moved
 from radit_jax.training.loop import Measured
 from radit_jax.verbs.evaluate import make_query
@@ -31,7 +31,7 @@ _ENCODED_AT_ONCE, _ANSWERED_AT_ONCE = 64, 16
 Examine = Callable[[Any], Callable[[Any], Measured]]
 
 
-def _wanted(loop: LoopConfig) -> int | None:
+def num_questions(loop: LoopConfig) -> int | None:
   """Dev questions to answer or to search for; None for none."""
   if loop.dev_questions is not None:
     return loop.dev_questions
@@ -53,7 +53,7 @@ def answering(
     tokenizer: the generator's.
     mesh: the generator lies on it.
   """
-  number = _wanted(config.loop)
+  number = num_questions(config.loop)
   if number is None:
     return None
   examples = [e for e in dev.many(sample(len(dev), number, config.loop.seed)) if e.category != "text"]
@@ -80,7 +80,8 @@ def answering(
 def searching(
   config: TrainRetrieverConfig,
   dev: RetrievedStore,
-  index: Index,
+  index: StoredIndex,
+  passages: PassageStore | None,
   tokenizer: Any,
   mesh: Mesh,
   *,
@@ -92,7 +93,8 @@ def searching(
   Args:
     config: of the verb.
     dev: its dev examples.
-    index: of the passages.
+    index: of the passages; opened to be searched where rankings are asked for.
+    passages: those of the index; None where only gold passages are right.
     tokenizer: the encoder's.
     mesh: the encoder lies on it.
     max_tokens: longest query.
@@ -101,10 +103,10 @@ def searching(
   Raises:
     UserError: rankings are asked for, and which passages are right can be known of no question.
   """
-  number = _wanted(config.loop)
+  number = num_questions(config.loop)
   drawn = dev.many(sample(len(dev), number or _QUESTIONS, config.loop.seed))
   examples = [e for e in drawn if e.searched] or drawn
-  right = None if number is None else _judged(config, examples)
+  right = None if number is None else _judged(config, examples, passages)
 
   def embed(encoder: Any) -> np.ndarray:
     return embed_queries(
@@ -135,14 +137,15 @@ def searching(
 Judge = Callable[[Sequence[int]], int]
 
 
-def _judged(config: TrainRetrieverConfig, examples: Sequence[RetrievedExample]) -> list[Judge | None]:
+def _judged(
+  config: TrainRetrieverConfig, examples: Sequence[RetrievedExample], store: PassageStore | None
+) -> list[Judge | None]:
   """For each question what tells how many passages stand before the first right one; None where that cannot be told."""
-  store = None if config.passages is None else PassageStore(config.passages)
 
   def judge(e: RetrievedExample) -> Judge | None:
     if not e.searched or not (e.gold_rows or store):
       return None
-    return lambda rows: first_hit(e.gold_rows, e.answers, rows, lambda row: store[row].text if store else "")
+    return lambda rows: first_hit(e.gold_rows, e.answer_texts, rows, lambda row: store[row].text if store else "")
 
   found = [judge(e) for e in examples]
   if not any(found):
@@ -153,11 +156,14 @@ def _judged(config: TrainRetrieverConfig, examples: Sequence[RetrievedExample]) 
   return found
 
 
-def _rankings(right: Sequence[Judge | None], index: Index, queries: np.ndarray, k: int) -> Measured:
-  """MRR and recall at k, the same in every process: approximate searches need not agree to the last bit."""
+def _rankings(right: Sequence[Judge | None], index: StoredIndex, queries: np.ndarray, k: int) -> Measured:
+  """MRR and recall at k, the same in every process: approximate searches need not agree to the last bit.
+
+  One process searches, unless the rows of the index lie with all of them.
+  """
   kept = [i for i, judge in enumerate(right) if judge is not None]
   told = ""
-  if hosts.is_first():
+  if hosts.is_first() or index.together:
     found = index.search(queries[kept], k).ids
     ranks = [judge(rows.tolist()) for i, rows in zip(kept, found, strict=True) if (judge := right[i]) is not None]
     told = " ".join(map(str, ranks))

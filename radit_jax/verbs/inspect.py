@@ -15,7 +15,7 @@ import numpy as np
 from radit_jax import files, losses
 from radit_jax.config import InspectConfig
 from radit_jax.data.batches import own_request, parallel_context_batches, row_lengths
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, ScoreStore
 from radit_jax.data.plan import RunPlan, row_multiple
 from radit_jax.data.prompts import Prompt, Rendered
@@ -77,7 +77,7 @@ def inspect(config: InspectConfig, *, progress: Progress = silent) -> InspectRes
   retrieved, passages = RetrievedStore(config.retrieved), PassageStore(config.passages)
   if config.k > retrieved.manifest["k"]:
     raise UserError(f"k = {config.k} passages, {config.retrieved} holds {retrieved.manifest['k']}; lower --k")
-  passages = check_passages(retrieved.manifest["passages"], passages, config.retrieved)
+  passages = version_of(retrieved.manifest["passages"], passages, config.retrieved)
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt)
   if config.what == "batch":

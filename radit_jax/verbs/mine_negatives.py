@@ -6,7 +6,7 @@ import json
 
 from radit_jax import files
 from radit_jax.config import MineNegativesConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.negatives import Candidate, choose, record
 from radit_jax.errors import UserError
@@ -65,7 +65,7 @@ def mine_negatives(config: MineNegativesConfig, *, progress: Progress = silent) 
   """
   store = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
-  store = check_passages(retrieved.manifest["passages"], store, config.retrieved)
+  store = version_of(retrieved.manifest["passages"], store, config.retrieved)
   dropped: collections.Counter[str] = collections.Counter()
   left_out: collections.Counter[str] = collections.Counter()
   lines: list[str] = []
@@ -77,7 +77,7 @@ def mine_negatives(config: MineNegativesConfig, *, progress: Progress = silent) 
       continue
     rows = [int(row) for row in example.passage_rows[example.valid]]
     found = {
-      row: Candidate(row, normalize_answer(passage.text), has_answer(passage.full_text, example.answers))
+      row: Candidate(row, normalize_answer(passage.text), has_answer(passage.full_text, example.answer_texts))
       for row, passage in zip([*rows, *example.gold_rows], store.many([*rows, *example.gold_rows]), strict=True)
     }
     chosen = choose([found[row] for row in rows], [found[row] for row in example.gold_rows], config.negatives, dropped)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from radit_jax import files, hosts, runs
 from radit_jax.config import RerankConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedExample, RetrievedStore, write_retrieved
 from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import first_hit, hit_figures
@@ -70,7 +70,7 @@ def rerank(config: RerankConfig, *, progress: Progress = silent) -> RerankResult
   """
   store = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
-  store = check_passages(retrieved.manifest["passages"], store, config.retrieved)
+  store = version_of(retrieved.manifest["passages"], store, config.retrieved)
   if config.k > retrieved.manifest["k"]:
     raise UserError(f"k = {config.k} passages to keep, {config.retrieved} holds {retrieved.manifest['k']} per question")
   inputs = {"retrieved": retrieved.fingerprint, "passages": store.fingerprint}
@@ -83,15 +83,21 @@ def rerank(config: RerankConfig, *, progress: Progress = silent) -> RerankResult
     assert config.encoder is not None  # checked by the config
     assert config.index is not None
     passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
-    index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder, resident=False)
-    check_passages(index.manifest["passages_fingerprint"], store, config.index)
+    index = load_index(
+      config.index,
+      verify="sizes",
+      encoder_fingerprint=passage_encoder,
+      passages_fingerprint=store.fingerprint,
+      searched=False,
+    )
     scored_by = {"query_encoder": fingerprint(config.encoder, config.embedding)}
     temperature = encoder_temperature(config.encoder, config.embedding)
     inputs |= {"encoder": scored_by["query_encoder"], "passage_encoder": passage_encoder}
     inputs |= {"index": index.manifest["fingerprint"]}
   wanted = runs.recipe(config, inputs=inputs)
   if not runs.finished(config.out, "retrieved", wanted):
-    scores = _scores(config, retrieved, store, index, make_mesh(config.mesh), progress)
+    rows = np.stack([np.where(example.valid, example.passage_rows, -1) for example in retrieved])
+    scores = _scores(config, retrieved, rows, store, index, make_mesh(config.mesh), progress)
     fields: dict[str, Any] = {
       "recipe": wanted,
       "k": config.k,
@@ -102,7 +108,7 @@ def rerank(config: RerankConfig, *, progress: Progress = silent) -> RerankResult
     fields |= {name: value for name, value in retrieved.manifest.items() if name in ("searched", "mixture")}
     with hosts.one_writes() as mine:
       if mine:
-        _store(config, retrieved, store, scores, fields)
+        _store(config, retrieved, rows, store, scores, fields)
   hits = files.read_manifest(config.out, "retrieved")["hits"]
   before, mrr_before = hit_figures(retrieved.manifest["hits"], config.k)
   recall, mrr = hit_figures(hits, config.k)
@@ -112,13 +118,13 @@ def rerank(config: RerankConfig, *, progress: Progress = silent) -> RerankResult
 def _scores(
   config: RerankConfig,
   retrieved: RetrievedStore,
+  rows: Int[np.ndarray, "Q L"],
   store: PassageStore,
   index: StoredIndex | None,
   mesh: Mesh,
   progress: Progress,
 ) -> Float[np.ndarray, "Q L"]:
   """New scores of every example's passages, ``-inf`` where there is none."""
-  rows = np.stack([np.where(example.valid, example.passage_rows, -1) for example in retrieved])
   queries = [example.query for example in retrieved]
   if config.cross_encoder is not None:
     model, max_tokens = load_cross_encoder(config.cross_encoder, mesh=mesh)
@@ -155,12 +161,12 @@ def _scores(
 def _store(
   config: RerankConfig,
   retrieved: RetrievedStore,
+  rows: Int[np.ndarray, "Q L"],
   store: PassageStore,
   scores: Float[np.ndarray, "Q L"],
   fields: dict[str, Any],
 ) -> None:
   """Writes the examples with their k best passages; those that nothing was searched for stay as they are."""
-  rows = np.stack([np.where(example.valid, example.passage_rows, -1) for example in retrieved])
   order = best_first(scores, rows, config.k)
   rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
@@ -173,7 +179,7 @@ def _store(
       yield dataclasses.replace(example, **changes)
 
   hits = [
-    first_hit(example.gold_rows, example.answers, rows[i], lambda row: store[row].text)
+    first_hit(example.gold_rows, example.answer_texts, rows[i], lambda row: store[row].text)
     for i, example in enumerate(retrieved)
     if example.searched
   ]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from radit_jax import files, hosts, runs
 from radit_jax.config import RetrieveConfig
 from radit_jax.data import mixture
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedExample, RetrievedStore, write_retrieved
 from radit_jax.data.plan import sample
 from radit_jax.errors import UserError
@@ -47,6 +47,7 @@ class RetrieveResult:
     mrr: mean reciprocal rank of the first such passage.
     by_set: of the examples of a mix, set -> share with such a passage among those retrieved.
     dropped: why -> how many passages were dropped, see :func:`radit_jax.retrieval.dropping.search_without`.
+    removed_gold: gold passages that an update of the passages removed: they count no longer.
   """
 
   retrieved: str
@@ -56,6 +57,7 @@ class RetrieveResult:
   mrr: float
   by_set: dict[str, float] = dataclasses.field(default_factory=dict)
   dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+  removed_gold: int = 0
 
   def summary(self) -> str:
     """One line for the command line."""
@@ -63,7 +65,8 @@ class RetrieveResult:
     own = f", {self.num_own} of them with a context of their own or plain text" if self.num_own else ""
     sets = "".join(f"\n  {name}: {share:.1%} with an answer in a passage" for name, share in self.by_set.items())
     dropped = "".join(f", {count} dropped as {name}" for name, count in self.dropped.items() if count)
-    return f"{self.num_questions} questions{own}, {recall}, MRR {self.mrr:.3f}{dropped}: {self.retrieved}{sets}"
+    gold = f", {self.removed_gold} gold passages left out as an update removed them" if self.removed_gold else ""
+    return f"{self.num_questions} questions{own}, {recall}, MRR {self.mrr:.3f}{dropped}{gold}: {self.retrieved}{sets}"
 
 
 def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> RetrieveResult | FindResult:
@@ -127,7 +130,8 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
       write_run(config.write_run, [e.id for e in examples], ranked, store)
   by_set = {name: hits / count for name, (hits, count) in found_by_set.items()}
   own = manifest["count"] - len(rank)
-  return RetrieveResult(config.out, manifest["count"], own, recall, mrr, by_set, manifest.get("dropped", {}))
+  dropped, gold = manifest.get("dropped", {}), manifest.get("removed_gold", 0)
+  return RetrieveResult(config.out, manifest["count"], own, recall, mrr, by_set, dropped, gold)
 
 
 def _own(question: dict[str, Any]) -> bool:
@@ -143,7 +147,7 @@ def _open(config: RetrieveConfig, store: PassageStore, mesh: Mesh) -> tuple[Stor
   """The index, if it is of this store and of the passage encoder, and the version of the store that it is of."""
   built_by = _passage_encoder(config)
   index = load_index(config.index, verify=config.verify, encoder_fingerprint=built_by, resident=False, mesh=mesh)
-  return index, check_passages(index.manifest["passages_fingerprint"], store, config.index)
+  return index, version_of(index.manifest["passages_fingerprint"], store, config.index)
 
 
 def _search(
@@ -216,20 +220,23 @@ def _store(
   """Writes what was found for each question that was searched for, and the others between them."""
   places = np.cumsum([not _own(q) for q in questions]) - 1
   first = np.arange(config.k) == 0
+  removed = set(store.removed.tolist())
+  gold_rows = [[row for row in q["gold_rows"] if row not in removed] for q in questions]
   own = (np.full(config.k, -1, np.int64), np.where(first, np.float32(0), np.float32(-np.inf)), first)
 
   def records() -> Iterator[RetrievedExample]:
-    for q, i in zip(questions, places, strict=True):
+    for q, gold, i in zip(questions, gold_rows, places, strict=True):
       rows, scores, valid = own if _own(q) else (found.ids[i], found.scores[i], found.valid[i])
       yield RetrievedExample(
         id=q["id"],
         question=q["question"],
         answers=tuple(q["answers"]),
+        answer_texts=tuple(q.get("answer_texts", ())),
         query=q["query"],
         group=q["group"],
         category=q.get("category", "qa"),
         context=q.get("context"),
-        gold_rows=tuple(q["gold_rows"]),
+        gold_rows=tuple(gold),
         passage_rows=rows,
         scores=scores,
         valid=valid,
@@ -243,10 +250,12 @@ def _store(
     "query_encoder": wanted["inputs"]["encoder"],
     "passages": store.fingerprint,
     "dropped": dropped,
+    "removed_gold": sum(len(q["gold_rows"]) - len(gold) for q, gold in zip(questions, gold_rows, strict=True)),
     "score_temperature": encoder_temperature(config.encoder, config.embedding),
     "hits": [
-      first_hit(q["gold_rows"], q.get("answer_texts", q["answers"]), ids, lambda row: store[row].text)
-      for q, ids in zip((q for q in questions if not _own(q)), found.ids, strict=True)
+      first_hit(gold, q.get("answer_texts", q["answers"]), found.ids[i], lambda row: store[row].text)
+      for q, gold, i in zip(questions, gold_rows, places, strict=True)
+      if not _own(q)
     ],
   }
   if any("set" in q for q in questions):

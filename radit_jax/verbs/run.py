@@ -240,8 +240,11 @@ def _by_set(results: dict[str, EvaluateResult]) -> dict[str, dict[str, Any]]:
 
 
 def _examples(base: EvaluateResult, tuned: EvaluateResult, passages: PassageStore) -> list[dict[str, Any]]:
-  """Questions for people to look at: half that tuning put right, half drawn from all the others."""
-  pairs = list(zip(base.answers, tuned.answers, strict=True))
+  """Questions for people to look at: half that tuning put right, half drawn from all the others.
+
+  Answers that an earlier call with ``redact`` left have no texts, and are none to look at.
+  """
+  pairs = [p for p in zip(base.answers, tuned.answers, strict=True) if all("prediction" in answer for answer in p)]
   gained = [i for i, (b, t) in enumerate(pairs) if t["exact_match"] > b["exact_match"]][:4]
   others = [i for i in range(len(pairs)) if i not in gained]
   drawn = np.random.default_rng(0).permutation(others)[: 8 - len(gained)].tolist() if others else []

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from radit_jax import hosts, runs, sharding
 from radit_jax.config import ScoreConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import PassageScores, RetrievedStore, ScoreStore, write_scores
 from radit_jax.data.plan import row_multiple
 from radit_jax.data.prefixes import PromptTable, SharedPlan, prompt_table, shared_batches, shared_plan
@@ -68,7 +68,7 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
   retrieved = RetrievedStore(config.retrieved)
   if config.k > retrieved.manifest["k"]:
     raise UserError(f"k = {config.k} passages to score, {config.retrieved} holds {retrieved.manifest['k']} each")
-  passages = check_passages(retrieved.manifest["passages"], passages, config.retrieved)
+  passages = version_of(retrieved.manifest["passages"], passages, config.retrieved)
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt)
   inputs = {

@@ -9,7 +9,7 @@ import jax
 from radit_jax import files, runs, sharding
 from radit_jax.config import TrainGeneratorConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.mixture import mixture_of
 from radit_jax.data.plan import PlannedBatch
@@ -85,7 +85,7 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
   for name, store in stores.items():
     if config.method == "ralt" and config.k > store.manifest["k"]:
       raise UserError(f"k = {config.k} passages per example, the {name} store holds {store.manifest['k']}; lower --k")
-    passages = check_passages(store.manifest["passages"], passages, str(store.path))
+    passages = version_of(store.manifest["passages"], passages, str(store.path))
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
   inputs = {

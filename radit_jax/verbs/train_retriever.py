@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from radit_jax import files, runs, sharding
 from radit_jax.config import TrainRetrieverConfig
 from radit_jax.data.batches import lsr_batches, query_lengths
-from radit_jax.data.corpus import PassageStore
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import RetrievedStore, ScoreStore
 from radit_jax.data.mixture import mixture_of
 from radit_jax.data.negatives import read_negatives
@@ -36,7 +36,7 @@ from radit_jax.training.step import (
   watched_lsr_objective,
 )
 from radit_jax.verbs import cards, tuning
-from radit_jax.verbs.examine import searching
+from radit_jax.verbs.examine import num_questions, searching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +78,9 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: stale scores, an index of another encoder, k above the passages scored, stores that no cross-encoder
-      re-ranked, no gold passages to contrast,
-      negatives of other questions or passages.
+    UserError: stale scores, an index of another encoder or of other passages, k above the passages scored, stores that
+      no cross-encoder re-ranked, or not the same one, no gold passages to contrast, negatives of other questions or
+      passages.
     TrainingError: repeated non-finite steps.
     Preempted: SIGTERM; the state is saved.
   """
@@ -89,7 +89,12 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   of = stores["train"].manifest["passages"]
   index = load_index(
-    config.index, verify="sizes", encoder_fingerprint=passage_encoder, passages_fingerprint=of, resident=False
+    config.index,
+    verify="sizes",
+    encoder_fingerprint=passage_encoder,
+    passages_fingerprint=of,
+    resident=False,
+    searched=num_questions(config.loop) is not None,
   )
   for name, store in stores.items():
     if config.k > store.manifest["k"]:
@@ -103,6 +108,13 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
       raise UserError(
         f"{store.path}: its scores are a query encoder's, and no teacher; `radit rerank --cross-encoder` makes a store "
         "that has a cross-encoder's"
+      )
+  for field in ("cross_encoder", "score_temperature") if config.loss == "distill" else ():
+    one, other = (store.manifest[field] for store in stores.values())
+    if one != other:
+      raise UserError(
+        f"{config.dev_retrieved}: re-ranked with {field} {other}, {config.retrieved} with {one}; re-rank both with the "
+        "same cross-encoder"
       )
   scores: dict[str, ScoreStore | None] = {"train": None, "dev": None}
   if config.loss in ("lsr", "emdr2"):
@@ -125,8 +137,10 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     negatives = read_negatives(config.negatives, index.manifest["passages_fingerprint"])
     _check_negatives(config, negatives, stores["train"], len(index))
     inputs["negatives"] = files.sha256_file(config.negatives)
+  passages = None
   if config.passages is not None:
-    inputs["passages"] = PassageStore(config.passages).fingerprint
+    passages = version_of(index.manifest["passages_fingerprint"], PassageStore(config.passages), config.index)
+    inputs["passages"] = passages.fingerprint
   wanted = runs.recipe(config, inputs=inputs)
   verb = f"train-retriever {config.loss}"
   done = tuning.finished_result(TrainRetrieverResult, "query_encoder", config.workdir, verb, wanted, config.loop)
@@ -188,7 +202,9 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     stage=f"train retriever ({'shuffled ' if config.shuffle_teacher else ''}{config.loss})",
     progress=progress,
     forward_flops=functools.partial(query_batch_flops, encoder.body.config),
-    examine=searching(config, stores["dev"], index, tokenizer, mesh, max_tokens=max_tokens, query_prompt=prompt),
+    examine=searching(
+      config, stores["dev"], index, passages, tokenizer, mesh, max_tokens=max_tokens, query_prompt=prompt
+    ),
   )
   model = tuning.export_tuned(model, load, config, base=config.encoder)
   recipe = cards.encoder_recipe(config, stores["train"], inputs, tuning.card_figures(figures))

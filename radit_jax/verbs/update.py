@@ -14,7 +14,7 @@ import numpy as np
 
 from radit_jax import files, hosts, runs, versions
 from radit_jax.config import IndexConfig, PrepareConfig
-from radit_jax.data.corpus import PassageStore, check_passages
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.corpus.revision import Revision, copied_rows, revise
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint
@@ -139,7 +139,7 @@ def update(config: IndexConfig, *, progress: Progress = silent) -> UpdateResult:
         f"{base}: built by the encoder {str(manifest['encoder_fingerprint'])[:12]}, {config.encoder} is "
         f"{encoder[:12]}; update it with the encoder it was built by"
       )
-    before = check_passages(manifest["passages_fingerprint"], PassageStore(config.passages), config.index)
+    before = version_of(manifest["passages_fingerprint"], PassageStore(config.passages), config.index)
     inputs = {"passages": before.fingerprint, "encoder": encoder}
     runs.check_same(base, manifest.get("recipe", {}), index_recipe(config, inputs))
     # Before anything is cut or encoded.
@@ -201,7 +201,7 @@ def rollback(config: IndexConfig) -> RollbackResult:
         f"{root}: version {target}, which {number} was made from, was removed (--keep-versions keeps more)"
       )
     there = files.read_manifest(versions.directory(root, target), "index", verify="full")
-    store = check_passages(there["passages_fingerprint"], PassageStore(config.passages), config.index)
+    store = version_of(there["passages_fingerprint"], PassageStore(config.passages), config.index)
     with hosts.one_writes() as mine:
       if mine:
         _read_from_now_on(root, target, store)

@@ -3,6 +3,6 @@
 from radit_jax.data.corpus.chunks import Limit
 from radit_jax.data.corpus.documents import Document, chunk
 from radit_jax.data.corpus.formats import read_corpus
-from radit_jax.data.corpus.store import PassageStore, check_passages, write_passages
+from radit_jax.data.corpus.store import PassageStore, version_of, write_passages
 
-__all__ = ["Document", "Limit", "PassageStore", "check_passages", "chunk", "read_corpus", "write_passages"]
+__all__ = ["Document", "Limit", "PassageStore", "chunk", "read_corpus", "version_of", "write_passages"]

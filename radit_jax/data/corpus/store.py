@@ -118,7 +118,7 @@ class PassageStore(Store[Passage]):
     return self._table
 
 
-def check_passages(made_from: str | None, store: PassageStore, what: str) -> PassageStore:
+def version_of(made_from: str | None, store: PassageStore, what: str) -> PassageStore:
   """The version of a passage store that rows refer to.
 
   Args:
