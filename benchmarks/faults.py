@@ -3,7 +3,9 @@
 Run: python benchmarks/faults.py --row cuts --page docs/reliability.md
 """
 
+import concurrent.futures
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import itertools
@@ -50,7 +52,6 @@ from radit_jax.sharding import make_mesh
 from radit_jax.training import manifests
 from radit_jax.training.checkpoint import Checkpoints
 from radit_jax.training.loop import train
-from radit_jax.training.step import init_state, make_optimizer, train_step
 
 Row = Literal["cuts", "kills", "signals", "files", "disk", "nan", "lost", "mesh", "memory"]
 PHASES = ("compile", "step", "evaluation", "scoring", "encoding", "index build", "saving")
@@ -121,20 +122,27 @@ def cuts(config: Config, root: pathlib.Path) -> str:
 
 
 def kill(
-  world: World, root: pathlib.Path, kind: Kind, kills: int, moments: random.Random, *, steps: int = 600, every: int = 20
-) -> dict[str, float]:
+  world: World, root: pathlib.Path, kind: Kind, kills: int, moments: random.Random, *, steps: int = 400, every: int = 20
+) -> dict[str, int]:
   """SIGKILL at random moments of one run after the other, each continued to its end."""
+  root.mkdir(parents=True, exist_ok=True)
   options = {"steps": steps, "evaluate_every": every}
+  # Compiled programs are kept, and compiled in little time: the most of a start otherwise.
+  environment = {
+    "JAX_COMPILATION_CACHE_DIR": str(root / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+  }
   began = time.monotonic()
-  assert start(world.config(kind, root / f"{kind}-whole", **options), root / f"{kind}.py").wait() == 0
+  assert start(world.config(kind, root / "whole", **options), root / "run.py", **environment).wait() == 0
   length = time.monotonic() - began
-  expected = outcome(root / f"{kind}-whole")
-  workdir, done, through, differing, unrecoverable, saving = root / f"{kind}-killed", 0, 0, 0, 0, 0
-  lost: list[int] = []
-  before = 0
-  while done < kills or workdir.exists():
-    process = start(world.config(kind, workdir, **options), root / f"{kind}.py")
-    if done < kills:
+  expected = outcome(root / "whole")
+  found = {"kills": 0, "saving": 0, "finished": 0, "unrecoverable": 0, "differing": 0, "lost": 0, "beyond": 0}
+  workdir, before = root / "killed", 0
+  while found["kills"] < kills or workdir.exists():
+    process = start(world.config(kind, workdir, **options), root / "run.py", **environment)
+    if found["kills"] < kills:
       # Once the newest line is older than this process: it has begun to train, and is found anywhere in it.
       until = time.monotonic() + 5 * length
       while reached(workdir) <= before and process.poll() is None and time.monotonic() < until:
@@ -142,55 +150,49 @@ def kill(
       time.sleep(moments.uniform(0, 0.15 * length))
       process.kill()
     status = process.wait()
+    if status == -signal.SIGKILL:
+      before, at = reached(workdir), intact(workdir)
+      found["kills"] += 1
+      found["lost"] = max(found["lost"], before - at)
+      found["beyond"] += before - at > every
+      found["saving"] += any(
+        not p.name.isdecimal() or not (p / "manifest.json").exists() for p in (workdir / "checkpoints").iterdir()
+      )
+      print(f"{root.name}: kill {found['kills']}: at step {before}, continues from {at}", flush=True)
+      continue
     if status == 0:
-      through += 1
-      differing += outcome(workdir) != expected
-      shutil.rmtree(workdir)
-      before = 0
-      continue
-    if status != -signal.SIGKILL:
-      unrecoverable += 1
-      print(f"{kind}: status {status}: {last_word(root / f'{kind}.py')}", flush=True)
-      shutil.rmtree(workdir)
-      before = 0
-      continue
-    done += 1
-    before = reached(workdir)
-    at = intact(workdir)
-    lost.append(before - at)
-    saving += any(
-      not p.name.isdecimal() or not (p / "manifest.json").exists() for p in (workdir / "checkpoints").iterdir()
-    )
-    print(f"{kind}: kill {done}: at step {before}, continues from {at}", flush=True)
-  return {
-    "kills": done,
-    "saving": saving,
-    "finished": through,
-    "unrecoverable": unrecoverable,
-    "differing": differing,
-    "lost": max(lost),
-    "beyond": sum(steps_lost > every for steps_lost in lost),
-    "every": every,
-  }
+      found["finished"] += 1
+      found["differing"] += outcome(workdir) != expected
+    else:
+      found["unrecoverable"] += 1
+      print(f"{root.name}: status {status}: {last_word(root / 'run.py')}", flush=True)
+    shutil.rmtree(workdir)
+    before = 0
+  return found
 
 
 def kills(config: Config, root: pathlib.Path) -> str:
-  moments, world = random.Random(config.seed), make_world(root / "world")
-  found = {
-    "RALT": kill(world, root, "ralt", config.kills_ralt, moments),
-    "LSR": kill(world, root, "lsr", config.kills_lsr, moments),
-  }
+  """Three runs at a time, two of which are RALT."""
+  world = make_world(root / "world")
+  half = config.kills_ralt // 2
+  shares: list[tuple[Kind, int]] = [("ralt", half), ("ralt", config.kills_ralt - half), ("lsr", config.kills_lsr)]
+  with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
+    started = [
+      pool.submit(kill, world, root / f"{kind}{number}", kind, count, random.Random(config.seed + number))
+      for number, (kind, count) in enumerate(shares)
+    ]
+    one, other, lsr = (future.result() for future in started)
+  ralt = {name: max(one[name], other[name]) if name == "lost" else one[name] + other[name] for name in one}
   names = {
     "kills": "kill -9 at a random moment of training",
     "saving": "of which while a step was being written",
     "finished": "times that it got to its end in between, and at the end",
     "unrecoverable": "starts that could not continue",
     "differing": "ends that differ in any bit from the uninterrupted run's",
-    "lost": "steps lost at most",
-    "every": "steps between saves",
-    "beyond": "kills that cost more than that, as the newest step was still being written",
+    "lost": "steps lost at most, of 20 between saves",
+    "beyond": "kills that cost more than 20",
   }
-  return table(["", *found], [[text, *(f"{of[name]:g}" for of in found.values())] for name, text in names.items()])
+  return table(["", "RALT", "LSR"], [[text, str(ralt[name]), str(lsr[name])] for name, text in names.items()])
 
 
 def stop_in(
@@ -630,45 +632,67 @@ class Peak:
     return max(self.bytes, anonymous_bytes())
 
 
-def saving_memory(root: pathlib.Path, *, megabytes: int, saves: int = 3) -> dict[str, float]:
-  """Steps without saves, and with: how much more anonymous memory there was, in parts of the state's bytes."""
-  keep_heap()
+def give_memory_back() -> None:
+  """Has freed memory go back to the system at once, so that what is needed anew is seen: the opposite of kept."""
+  malloc = ctypes.CDLL(None)
+  malloc.mallopt(-4, 1 << 16)  # M_MMAP_MAX: large buffers lie outside of the heap
+  malloc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: from 64 KB on, also after one of them was freed
+  malloc.malloc_trim(0)
+
+
+def apart(model: Weights, batch: Points) -> tuple[jax.Array, jax.Array]:
+  """Of each array by itself, so that a step needs little memory beside the state and its gradient."""
+  total = sum((jnp.sum((w - batch.x[0, 0]) ** 2) for w in jax.tree.leaves(model)), jnp.float32(0))
+  return total, jnp.float32(batch.x.shape[0])
+
+
+def saving_memory(root: pathlib.Path, *, megabytes: int) -> dict[str, float]:
+  """A run that saves at steps 10, 20 and 30: anonymous memory up to step 9, and how much more there was until 34."""
   count = megabytes * 10**6 // 12 // 20
-  whole = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
-  optimizer = make_optimizer(OptimizerConfig(), 1000)
-  with jax.set_mesh(whole):
-    weights = Weights({f"w{i}": jnp.zeros(count) for i in range(20)})
-    state, frozen = init_state(weights, optimizer, whole)
-    del weights
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
-    points = Points(np.ones((8, 3), np.float32))
 
-    def steps(number: int) -> None:
-      nonlocal state
-      for _ in range(number):
-        state, figures = train_step(state, frozen, points, objective=squares, update=optimizer.update)
-        jax.block_until_ready(figures)
+  def batches(first: int) -> Any:
+    return (((f"example-{step}",), Points(np.ones((8, 3), np.float32))) for step in range(first, 35))
 
-    steps(5)
-    running = Peak()
-    steps(10)
-    before = running.close()
-    checkpoints = Checkpoints(root / "checkpoints", keep=1)
-    above = []
-    for save in range(saves):
+  peak, peaks = None, {}
+
+  def progress(stage: str, done: int, total: int, unit: str, /, **figures: float) -> None:
+    nonlocal peak
+    if done in (9, 34) and peak is not None:
+      peaks[done] = peak.close()
+    if done in (3, 9):
       peak = Peak()
-      checkpoints.save(save, state, dev_loss=None)
-      steps(3)  # as a run goes on meanwhile
-      checkpoints.wait()
-      above.append((peak.close() - before) / size)
-    checkpoints.close()
-  return {"state": size, "running": before, "above": max(above)}
+
+  numbers = jax.random.normal(jax.random.key(0), (count,))  # zeros would share their pages
+  weights = Weights({f"w{i}": numbers + i for i in range(20)})
+  del numbers
+  train(
+    weights,
+    apart,
+    batches,
+    total_steps=35,
+    loop=LoopConfig(batch_size=8, log_every=1, evaluate_every=10, keep=1),
+    optimizer=OptimizerConfig(),
+    mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+    workdir=root,
+    dev_batches=lambda: itertools.islice(batches(0), 2),
+    progress=progress,
+  )
+  size = 12 * 20 * count  # weights and two moments
+  return {"state": size, "running": peaks[9], "above": (peaks[34] - peaks[9]) / size}
 
 
 def memory(config: Config, root: pathlib.Path) -> str:
-  found = saving_memory(root, megabytes=500)
-  cells = [f"{found['state'] / 1e6:.0f} MB", f"{found['running'] / 1e6:.0f} MB", f"{found['above']:.2f} × the state"]
-  return table(["state", "anonymous memory of the running process", "more while it saves, three saves"], [cells])
+  rows = []
+  for kept in (False, True):
+    if kept:
+      keep_heap()
+    else:
+      give_memory_back()
+    found = saving_memory(root / str(kept), megabytes=500)
+    cells = [f"{found['state'] / 1e6:.0f} MB", f"{found['running'] / 1e6:.0f} MB", f"{found['above']:.2f} × the state"]
+    rows.append(["kept, as `radit` does" if kept else "given back at once", *cells])
+  header = ["freed memory is", "state", "anonymous memory of the running process", "more while it saves, three saves"]
+  return table(header, rows)
 
 
 ROWS: dict[str, Callable[[Config, pathlib.Path], str]] = {

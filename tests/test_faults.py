@@ -78,14 +78,14 @@ def test_a_second_signal_ends_a_process_at_once(world, tmp_path):
 
 
 @pytest.mark.fault
-def test_kills_at_random_moments_lose_no_more_than_was_not_saved(world, tmp_path):
+def test_kills_at_random_moments_lose_no_more_than_an_interval(world, tmp_path):
   import random
 
   import faults
 
   found = faults.kill(world, tmp_path, "lsr", 2, random.Random(0), steps=60, every=5)
   assert (found["kills"], found["unrecoverable"], found["differing"]) == (2, 0, 0)
-  assert found["lost"] < 2 * found["every"]  # one interval, and what is done while the newest step is written
+  assert found["lost"] <= 5
 
 
 def can_mount(place):
