@@ -157,7 +157,7 @@ def _rankings(right: Sequence[Judge | None], index: Index, queries: np.ndarray, 
   """MRR and recall at k, the same in every process: approximate searches need not agree to the last bit."""
   kept = [i for i, judge in enumerate(right) if judge is not None]
   told = ""
-  if hosts.is_first():
+  if hosts.is_first() or index.together:
     found = index.search(queries[kept], k).ids
     ranks = [judge(rows.tolist()) for i, rows in zip(kept, found, strict=True) if (judge := right[i]) is not None]
     told = " ".join(map(str, ranks))
