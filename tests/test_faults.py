@@ -4,9 +4,31 @@ import os
 import signal
 import subprocess
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 pytestmark = pytest.mark.usefixtures("benchmarks")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_programs(tmp_path_factory):
+  """A program is compiled once: here, and once more in all processes that are started."""
+  here = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in here}
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in here.items():
+      jax.config.update(name, value)
+      patch.setenv(name.upper(), str(value))
+    compilation_cache.reset_cache()
+    yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +203,18 @@ def test_a_run_goes_on_over_other_devices(world, tmp_path):
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("victim", "sent"), [(0, "SIGKILL"), (1, "SIGKILL")])
+@pytest.mark.parametrize(("victim", "sent"), [(0, "SIGKILL"), (1, "SIGKILL"), (0, "SIGSTOP"), (1, "SIGSTOP")])
 def test_a_lost_process_is_named_by_the_other(world, tmp_path, victim, sent):
   import faults
 
   found = faults.lose(world, tmp_path / "run", victim, signal.Signals[sent])
   assert found["status"] not in (0, 75)
   assert f"lost process {victim} of 2" in found["said"]
+
+
+def test_a_save_takes_less_memory_than_the_state(tmp_path):
+  """Above a process that keeps no freed memory, which the copies could be in."""
+  import faults
+
+  faults.give_memory_back()
+  assert faults.saving_memory(tmp_path, megabytes=120)["above"] <= 1
