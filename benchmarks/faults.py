@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import functools
 import itertools
+import multiprocessing
 import os
 import pathlib
 import random
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -83,41 +84,49 @@ class Cut(BaseException):
 
 
 def cut_points(
-  world: World, root: pathlib.Path, kind: Kind, cuts: range, *, signalled: bool, steps: int = 30
+  world: World, root: pathlib.Path, kind: Kind, *, signalled: Sequence[int], ended: Sequence[int], steps: int = 30
 ) -> dict[str, int]:
-  """Runs that are cut after each of these steps, with and without a signal, and continued: which end differently.
+  """Runs that get a signal after these steps, or end there without a save, and are continued.
 
   Returns:
-    runs cut, and runs that differ in parameters, optimizer state, exported bytes or lines from the uninterrupted one.
+    of both, how many differ in parameters, optimizer state, exported bytes or lines from the uninterrupted run.
   """
   whole = root / f"{kind}-whole"
   tune(world.config(kind, whole, steps=steps))
-  expected, differing = outcome(whole), 0
-  for cut in cuts:
-    workdir = root / f"{kind}-{cut}"
+  expected, differing = outcome(whole), {"signalled": 0, "ended": 0}
+  for how, cuts in (("signalled", signalled), ("ended", ended)):
+    for cut in cuts:
+      workdir = root / f"{kind}-{how}-{cut}"
 
-    def stop(stage: str, done: int, total: int, unit: str, /, cut: int = cut, **figures: float) -> None:
-      if unit == "steps" and done == cut < total:
-        if not signalled:
-          raise Cut
-        os.kill(os.getpid(), signal.SIGTERM)
+      def stop(
+        stage: str, done: int, total: int, unit: str, /, cut: int = cut, how: str = how, **figures: float
+      ) -> None:
+        if unit == "steps" and done == cut < total:
+          if how == "ended":
+            raise Cut
+          os.kill(os.getpid(), signal.SIGTERM)
 
-    with contextlib.suppress(Cut, Preempted):
-      tune(world.config(kind, workdir, steps=steps), stop)
-    assert not (workdir / "result.json").exists(), f"was not cut at {cut}"
-    tune(world.config(kind, workdir, steps=steps))
-    differing += outcome(workdir) != expected
-    shutil.rmtree(workdir)
-  return {"cuts": len(cuts), "differing": differing}
+      with contextlib.suppress(Cut, Preempted):
+        tune(world.config(kind, workdir, steps=steps), stop)
+      assert not (workdir / "result.json").exists(), f"was not cut at {cut}"
+      tune(world.config(kind, workdir, steps=steps))
+      differing[how] += outcome(workdir) != expected
+      shutil.rmtree(workdir)
+  return differing
+
+
+def every_cut(world: World, root: pathlib.Path, kind: Kind) -> dict[str, int]:
+  """Of 30 steps."""
+  return cut_points(world, root, kind, signalled=range(1, 30), ended=range(1, 30))
 
 
 def cuts(config: Config, root: pathlib.Path) -> str:
-  world, rows = make_world(root / "world"), []
-  for kind in KINDS:
-    for signalled in (True, False):
-      found = cut_points(world, root, kind, range(1, 30), signalled=signalled)
-      how = "SIGTERM after each step" if signalled else "ended after each step without a save"
-      rows.append([kind, how, str(found["cuts"]), str(found["differing"])])
+  world = make_world(root / "world")
+  count, spawn = len(KINDS), multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(count, mp_context=spawn) as pool:
+    found = dict(zip(KINDS, pool.map(every_cut, [world] * count, [root] * count, KINDS), strict=True))
+  ways = {"signalled": "SIGTERM after each step", "ended": "ended after each step without a save"}
+  rows = [[kind, text, "29", str(found[kind][how])] for kind in KINDS for how, text in ways.items()]
   return table(["run of 30 steps, saved every 5", "cut", "runs", "that differ in any bit"], rows)
 
 
@@ -127,21 +136,14 @@ def kill(
   """SIGKILL at random moments of one run after the other, each continued to its end."""
   root.mkdir(parents=True, exist_ok=True)
   options = {"steps": steps, "evaluate_every": every}
-  # Compiled programs are kept, and compiled in little time: the most of a start otherwise.
-  environment = {
-    "JAX_COMPILATION_CACHE_DIR": str(root / "jax"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-  }
   began = time.monotonic()
-  assert start(world.config(kind, root / "whole", **options), root / "run.py", **environment).wait() == 0
+  assert start(world.config(kind, root / "whole", **options), root / "run.py").wait() == 0
   length = time.monotonic() - began
   expected = outcome(root / "whole")
   found = {"kills": 0, "saving": 0, "finished": 0, "unrecoverable": 0, "differing": 0, "lost": 0, "beyond": 0}
   workdir, before = root / "killed", 0
   while found["kills"] < kills or workdir.exists():
-    process = start(world.config(kind, workdir, **options), root / "run.py", **environment)
+    process = start(world.config(kind, workdir, **options), root / "run.py")
     if found["kills"] < kills:
       # Once the newest line is older than this process: it has begun to train, and is found anywhere in it.
       until = time.monotonic() + 5 * length
@@ -708,10 +710,24 @@ ROWS: dict[str, Callable[[Config, pathlib.Path], str]] = {
 }
 
 
+def keep_programs(directory: pathlib.Path) -> None:
+  """A program is compiled once, and quickly, for all processes that run it: the most of a start otherwise."""
+  os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  kept = {
+    "jax_compilation_cache_dir": str(directory),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  for name, value in kept.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+
+
 def main(config: Config) -> None:
   """Measures one row."""
   with contextlib.ExitStack() as stack:
     root = config.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="faults."))
+    keep_programs(pathlib.Path(root) / "programs")
     began = time.monotonic()
     text = ROWS[config.row](config, pathlib.Path(root))
     write_section(config.page, config.row, text)
