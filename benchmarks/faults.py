@@ -54,7 +54,7 @@ from radit_jax.training import manifests
 from radit_jax.training.checkpoint import Checkpoints
 from radit_jax.training.loop import train
 
-Row = Literal["cuts", "kills", "signals", "files", "disk", "nan", "lost", "mesh", "memory"]
+Row = Literal["cuts", "kills", "signals", "files", "disk", "nan", "lost", "mesh", "accumulate", "memory"]
 PHASES = ("compile", "step", "evaluation", "scoring", "encoding", "index build", "saving")
 
 
@@ -609,6 +609,24 @@ def mesh(config: Config, root: pathlib.Path) -> str:
   return table(["20 steps, on 8, then 4, then 1 device", "examples of every step", "losses apart", "losses"], rows)
 
 
+def accumulated(world: World, root: pathlib.Path, kind: Kind, steps: int = 10) -> dict[str, float]:
+  """Steps of 8 examples in 1 and in 4 microbatches: how far losses and gradient norms are apart, as a share of them."""
+  runs = []
+  for parts in (1, 4):
+    tune(world.config(kind, root / f"{kind}-{parts}", steps=steps, accumulate=parts))
+    runs.append([line for line in metrics(root / f"{kind}-{parts}") if "loss" in line])
+  apart = [[abs(a[n] - b[n]) / abs(a[n]) for n in ("loss", "grad_norm")] for a, b in zip(*runs, strict=True)]
+  return {"first": max(apart[0]), "all": max(map(max, apart))}
+
+
+def accumulate(config: Config, root: pathlib.Path) -> str:
+  world, rows = make_world(root / "world"), []
+  for kind in KINDS:
+    found = accumulated(world, root, kind)
+    rows.append([kind, f"{found['first']:.1e}", f"{found['all']:.1e}"])
+  return table(["1 against 4 microbatches: loss and gradient norm apart", "step 1", "10 steps of Adam"], rows)
+
+
 def anonymous_bytes() -> int:
   """Memory of this process that no file stands behind."""
   lines = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -706,6 +724,7 @@ ROWS: dict[str, Callable[[Config, pathlib.Path], str]] = {
   "nan": nan,
   "lost": lost,
   "mesh": mesh,
+  "accumulate": accumulate,
   "memory": memory,
 }
 

@@ -17,7 +17,7 @@ from radit_jax.errors import UserError
 from radit_jax.evaluation.metrics import exact_match, first_hit
 from radit_jax.inference.answer import answer_questions
 from radit_jax.retrieval.embed import embed_queries
-from radit_jax.retrieval.index import Index
+from radit_jax.retrieval.index import StoredIndex
 from radit_jax.training.diagnostics import moved
 from radit_jax.training.loop import Measured
 from radit_jax.verbs.evaluate import make_query
@@ -80,7 +80,7 @@ def answering(
 def searching(
   config: TrainRetrieverConfig,
   dev: RetrievedStore,
-  index: Index,
+  index: StoredIndex,
   tokenizer: Any,
   mesh: Mesh,
   *,
@@ -153,7 +153,7 @@ def _judged(config: TrainRetrieverConfig, examples: Sequence[RetrievedExample]) 
   return found
 
 
-def _rankings(right: Sequence[Judge | None], index: Index, queries: np.ndarray, k: int) -> Measured:
+def _rankings(right: Sequence[Judge | None], index: StoredIndex, queries: np.ndarray, k: int) -> Measured:
   """MRR and recall at k, the same in every process: approximate searches need not agree to the last bit."""
   kept = [i for i, judge in enumerate(right) if judge is not None]
   told = ""
