@@ -97,6 +97,17 @@ def test_a_second_signal_ends_a_process_at_once(world, tmp_path):
   assert (found["again"], found["same"]) == (0, True)
 
 
+def test_what_a_kill_left_of_an_export_goes(world, tmp_path):
+  import fault_runs
+
+  left = tmp_path / "run/.generator.k1ll3d"
+  left.mkdir(parents=True)
+  (left / "model.safetensors").write_bytes(b"half of it")
+  fault_runs.tune(world.config("ralt", tmp_path / "run", steps=1))
+  assert sorted(p.name for p in (tmp_path / "run").glob("*generator*")) == ["generator"]
+  assert not left.exists()
+
+
 @pytest.mark.fault
 def test_kills_at_random_moments_lose_no_more_than_an_interval(world, tmp_path):
   import random
