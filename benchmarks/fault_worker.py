@@ -61,5 +61,5 @@ def hold(phase: str) -> None:
 
 
 if __name__ == "__main__":
-  hold(sys.argv[1])
-  sys.exit(cli.main(sys.argv[2:]))
+  hold(sys.argv.pop(1))
+  cli.program()

@@ -3,10 +3,13 @@
 Run: python benchmarks/faults.py --row cuts --page docs/reliability.md
 """
 
+import concurrent.futures
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import itertools
+import multiprocessing
 import os
 import pathlib
 import random
@@ -17,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -50,9 +53,8 @@ from radit_jax.sharding import make_mesh
 from radit_jax.training import manifests
 from radit_jax.training.checkpoint import Checkpoints
 from radit_jax.training.loop import train
-from radit_jax.training.step import init_state, make_optimizer, train_step
 
-Row = Literal["cuts", "kills", "signals", "files", "disk", "nan", "lost", "mesh", "memory"]
+Row = Literal["cuts", "kills", "signals", "files", "disk", "nan", "lost", "mesh", "accumulate", "memory"]
 PHASES = ("compile", "step", "evaluation", "scoring", "encoding", "index build", "saving")
 
 
@@ -82,59 +84,67 @@ class Cut(BaseException):
 
 
 def cut_points(
-  world: World, root: pathlib.Path, kind: Kind, cuts: range, *, signalled: bool, steps: int = 30
+  world: World, root: pathlib.Path, kind: Kind, *, signalled: Sequence[int], ended: Sequence[int], steps: int = 30
 ) -> dict[str, int]:
-  """Runs that are cut after each of these steps, with and without a signal, and continued: which end differently.
+  """Runs that get a signal after these steps, or end there without a save, and are continued.
 
   Returns:
-    runs cut, and runs that differ in parameters, optimizer state, exported bytes or lines from the uninterrupted one.
+    of both, how many differ in parameters, optimizer state, exported bytes or lines from the uninterrupted run.
   """
   whole = root / f"{kind}-whole"
   tune(world.config(kind, whole, steps=steps))
-  expected, differing = outcome(whole), 0
-  for cut in cuts:
-    workdir = root / f"{kind}-{cut}"
+  expected, differing = outcome(whole), {"signalled": 0, "ended": 0}
+  for how, cuts in (("signalled", signalled), ("ended", ended)):
+    for cut in cuts:
+      workdir = root / f"{kind}-{how}-{cut}"
 
-    def stop(stage: str, done: int, total: int, unit: str, /, cut: int = cut, **figures: float) -> None:
-      if unit == "steps" and done == cut < total:
-        if not signalled:
-          raise Cut
-        os.kill(os.getpid(), signal.SIGTERM)
+      def stop(
+        stage: str, done: int, total: int, unit: str, /, cut: int = cut, how: str = how, **figures: float
+      ) -> None:
+        if unit == "steps" and done == cut < total:
+          if how == "ended":
+            raise Cut
+          os.kill(os.getpid(), signal.SIGTERM)
 
-    with contextlib.suppress(Cut, Preempted):
-      tune(world.config(kind, workdir, steps=steps), stop)
-    assert not (workdir / "result.json").exists(), f"was not cut at {cut}"
-    tune(world.config(kind, workdir, steps=steps))
-    differing += outcome(workdir) != expected
-    shutil.rmtree(workdir)
-  return {"cuts": len(cuts), "differing": differing}
+      with contextlib.suppress(Cut, Preempted):
+        tune(world.config(kind, workdir, steps=steps), stop)
+      assert not (workdir / "result.json").exists(), f"was not cut at {cut}"
+      tune(world.config(kind, workdir, steps=steps))
+      differing[how] += outcome(workdir) != expected
+      shutil.rmtree(workdir)
+  return differing
+
+
+def every_cut(world: World, root: pathlib.Path, kind: Kind) -> dict[str, int]:
+  """Of 30 steps."""
+  return cut_points(world, root, kind, signalled=range(1, 30), ended=range(1, 30))
 
 
 def cuts(config: Config, root: pathlib.Path) -> str:
-  world, rows = make_world(root / "world"), []
-  for kind in KINDS:
-    for signalled in (True, False):
-      found = cut_points(world, root, kind, range(1, 30), signalled=signalled)
-      how = "SIGTERM after each step" if signalled else "ended after each step without a save"
-      rows.append([kind, how, str(found["cuts"]), str(found["differing"])])
+  world = make_world(root / "world")
+  count, spawn = len(KINDS), multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(count, mp_context=spawn) as pool:
+    found = dict(zip(KINDS, pool.map(every_cut, [world] * count, [root] * count, KINDS), strict=True))
+  ways = {"signalled": "SIGTERM after each step", "ended": "ended after each step without a save"}
+  rows = [[kind, text, "29", str(found[kind][how])] for kind in KINDS for how, text in ways.items()]
   return table(["run of 30 steps, saved every 5", "cut", "runs", "that differ in any bit"], rows)
 
 
 def kill(
-  world: World, root: pathlib.Path, kind: Kind, kills: int, moments: random.Random, *, steps: int = 600, every: int = 20
-) -> dict[str, float]:
+  world: World, root: pathlib.Path, kind: Kind, kills: int, moments: random.Random, *, steps: int = 400, every: int = 20
+) -> dict[str, int]:
   """SIGKILL at random moments of one run after the other, each continued to its end."""
+  root.mkdir(parents=True, exist_ok=True)
   options = {"steps": steps, "evaluate_every": every}
   began = time.monotonic()
-  assert start(world.config(kind, root / f"{kind}-whole", **options), root / f"{kind}.py").wait() == 0
+  assert start(world.config(kind, root / "whole", **options), root / "run.py").wait() == 0
   length = time.monotonic() - began
-  expected = outcome(root / f"{kind}-whole")
-  workdir, done, through, differing, unrecoverable, saving = root / f"{kind}-killed", 0, 0, 0, 0, 0
-  lost: list[int] = []
-  before = 0
-  while done < kills or workdir.exists():
-    process = start(world.config(kind, workdir, **options), root / f"{kind}.py")
-    if done < kills:
+  expected = outcome(root / "whole")
+  found = {"kills": 0, "saving": 0, "finished": 0, "unrecoverable": 0, "differing": 0, "lost": 0, "beyond": 0}
+  workdir, before = root / "killed", 0
+  while found["kills"] < kills or workdir.exists():
+    process = start(world.config(kind, workdir, **options), root / "run.py")
+    if found["kills"] < kills:
       # Once the newest line is older than this process: it has begun to train, and is found anywhere in it.
       until = time.monotonic() + 5 * length
       while reached(workdir) <= before and process.poll() is None and time.monotonic() < until:
@@ -142,55 +152,52 @@ def kill(
       time.sleep(moments.uniform(0, 0.15 * length))
       process.kill()
     status = process.wait()
+    if status == -signal.SIGKILL:
+      before, at = reached(workdir), intact(workdir)
+      found["kills"] += 1
+      found["lost"] = max(found["lost"], before - at)
+      found["beyond"] += before - at > every
+      found["saving"] += any(
+        not p.name.isdecimal() or not (p / "manifest.json").exists() for p in (workdir / "checkpoints").iterdir()
+      )
+      print(f"{root.name}: kill {found['kills']}: at step {before}, continues from {at}", flush=True)
+      continue
     if status == 0:
-      through += 1
-      differing += outcome(workdir) != expected
-      shutil.rmtree(workdir)
-      before = 0
-      continue
-    if status != -signal.SIGKILL:
-      unrecoverable += 1
-      print(f"{kind}: status {status}: {last_word(root / f'{kind}.py')}", flush=True)
-      shutil.rmtree(workdir)
-      before = 0
-      continue
-    done += 1
-    before = reached(workdir)
-    at = intact(workdir)
-    lost.append(before - at)
-    saving += any(
-      not p.name.isdecimal() or not (p / "manifest.json").exists() for p in (workdir / "checkpoints").iterdir()
-    )
-    print(f"{kind}: kill {done}: at step {before}, continues from {at}", flush=True)
-  return {
-    "kills": done,
-    "saving": saving,
-    "finished": through,
-    "unrecoverable": unrecoverable,
-    "differing": differing,
-    "lost": max(lost),
-    "beyond": sum(steps_lost > every for steps_lost in lost),
-    "every": every,
-  }
+      found["finished"] += 1
+      came_to = outcome(workdir)
+      found["differing"] += came_to != expected
+      if came_to != expected:
+        print(f"{root.name}: differs in {[name for name in expected if came_to[name] != expected[name]]}", flush=True)
+    else:
+      found["unrecoverable"] += 1
+      print(f"{root.name}: status {status}: {last_word(root / 'run.py')}", flush=True)
+    shutil.rmtree(workdir)
+    before = 0
+  return found
 
 
 def kills(config: Config, root: pathlib.Path) -> str:
-  moments, world = random.Random(config.seed), make_world(root / "world")
-  found = {
-    "RALT": kill(world, root, "ralt", config.kills_ralt, moments),
-    "LSR": kill(world, root, "lsr", config.kills_lsr, moments),
-  }
+  """Three runs at a time, two of which are RALT."""
+  world = make_world(root / "world")
+  half = config.kills_ralt // 2
+  shares: list[tuple[Kind, int]] = [("ralt", half), ("ralt", config.kills_ralt - half), ("lsr", config.kills_lsr)]
+  with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
+    started = [
+      pool.submit(kill, world, root / f"{kind}{number}", kind, count, random.Random(config.seed + number))
+      for number, (kind, count) in enumerate(shares)
+    ]
+    one, other, lsr = (future.result() for future in started)
+  ralt = {name: max(one[name], other[name]) if name == "lost" else one[name] + other[name] for name in one}
   names = {
     "kills": "kill -9 at a random moment of training",
     "saving": "of which while a step was being written",
     "finished": "times that it got to its end in between, and at the end",
     "unrecoverable": "starts that could not continue",
     "differing": "ends that differ in any bit from the uninterrupted run's",
-    "lost": "steps lost at most",
-    "every": "steps between saves",
-    "beyond": "kills that cost more than that, as the newest step was still being written",
+    "lost": "steps lost at most, of 20 between saves",
+    "beyond": "kills that cost more than 20",
   }
-  return table(["", *found], [[text, *(f"{of[name]:g}" for of in found.values())] for name, text in names.items()])
+  return table(["", "RALT", "LSR"], [[text, str(ralt[name]), str(lsr[name])] for name, text in names.items()])
 
 
 def stop_in(
@@ -605,6 +612,27 @@ def mesh(config: Config, root: pathlib.Path) -> str:
   return table(["20 steps, on 8, then 4, then 1 device", "examples of every step", "losses apart", "losses"], rows)
 
 
+def accumulated(world: World, root: pathlib.Path, kind: Kind) -> dict[str, float]:
+  """A step of 8 examples in 1 and in 4 microbatches: how far its losses are apart, in nats, and its gradients."""
+  lines = []
+  for parts in (1, 4):
+    tune(world.config(kind, root / f"{kind}-{parts}", steps=1, accumulate=parts))
+    lines += [line for line in metrics(root / f"{kind}-{parts}") if "loss" in line]
+  one, four = lines
+  return {
+    "loss": abs(one["loss"] - four["loss"]),
+    "gradient": abs(one["grad_norm"] - four["grad_norm"]) / one["grad_norm"],
+  }
+
+
+def accumulate(config: Config, root: pathlib.Path) -> str:
+  world, rows = make_world(root / "world"), []
+  for kind in KINDS:
+    found = accumulated(world, root, kind)
+    rows.append([kind, f"{found['loss']:.1e}", f"{found['gradient']:.1e}"])
+  return table(["a step in 1 against 4 microbatches", "losses apart, nats", "gradient norms apart, as a share"], rows)
+
+
 def anonymous_bytes() -> int:
   """Memory of this process that no file stands behind."""
   lines = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -630,45 +658,67 @@ class Peak:
     return max(self.bytes, anonymous_bytes())
 
 
-def saving_memory(root: pathlib.Path, *, megabytes: int, saves: int = 3) -> dict[str, float]:
-  """Steps without saves, and with: how much more anonymous memory there was, in parts of the state's bytes."""
-  keep_heap()
+def give_memory_back() -> None:
+  """Has freed memory go back to the system at once, so that what is needed anew is seen: the opposite of kept."""
+  malloc = ctypes.CDLL(None)
+  malloc.mallopt(-4, 1 << 16)  # M_MMAP_MAX: large buffers lie outside of the heap
+  malloc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: from 64 KB on, also after one of them was freed
+  malloc.malloc_trim(0)
+
+
+def apart(model: Weights, batch: Points) -> tuple[jax.Array, jax.Array]:
+  """Of each array by itself, so that a step needs little memory beside the state and its gradient."""
+  total = sum((jnp.sum((w - batch.x[0, 0]) ** 2) for w in jax.tree.leaves(model)), jnp.float32(0))
+  return total, jnp.float32(batch.x.shape[0])
+
+
+def saving_memory(root: pathlib.Path, *, megabytes: int) -> dict[str, float]:
+  """A run that saves at steps 10, 20 and 30: anonymous memory up to step 9, and how much more there was until 34."""
   count = megabytes * 10**6 // 12 // 20
-  whole = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
-  optimizer = make_optimizer(OptimizerConfig(), 1000)
-  with jax.set_mesh(whole):
-    weights = Weights({f"w{i}": jnp.zeros(count) for i in range(20)})
-    state, frozen = init_state(weights, optimizer, whole)
-    del weights
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
-    points = Points(np.ones((8, 3), np.float32))
 
-    def steps(number: int) -> None:
-      nonlocal state
-      for _ in range(number):
-        state, figures = train_step(state, frozen, points, objective=squares, update=optimizer.update)
-        jax.block_until_ready(figures)
+  def batches(first: int) -> Any:
+    return (((f"example-{step}",), Points(np.ones((8, 3), np.float32))) for step in range(first, 35))
 
-    steps(5)
-    running = Peak()
-    steps(10)
-    before = running.close()
-    checkpoints = Checkpoints(root / "checkpoints", keep=1)
-    above = []
-    for save in range(saves):
+  peak, peaks = None, {}
+
+  def progress(stage: str, done: int, total: int, unit: str, /, **figures: float) -> None:
+    nonlocal peak
+    if done in (9, 34) and peak is not None:
+      peaks[done] = peak.close()
+    if done in (3, 9):
       peak = Peak()
-      checkpoints.save(save, state, dev_loss=None)
-      steps(3)  # as a run goes on meanwhile
-      checkpoints.wait()
-      above.append((peak.close() - before) / size)
-    checkpoints.close()
-  return {"state": size, "running": before, "above": max(above)}
+
+  numbers = jax.random.normal(jax.random.key(0), (count,))  # zeros would share their pages
+  weights = Weights({f"w{i}": numbers + i for i in range(20)})
+  del numbers
+  train(
+    weights,
+    apart,
+    batches,
+    total_steps=35,
+    loop=LoopConfig(batch_size=8, log_every=1, evaluate_every=10, keep=1),
+    optimizer=OptimizerConfig(),
+    mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+    workdir=root,
+    dev_batches=lambda: itertools.islice(batches(0), 2),
+    progress=progress,
+  )
+  size = 12 * 20 * count  # weights and two moments
+  return {"state": size, "running": peaks[9], "above": (peaks[34] - peaks[9]) / size}
 
 
 def memory(config: Config, root: pathlib.Path) -> str:
-  found = saving_memory(root, megabytes=500)
-  cells = [f"{found['state'] / 1e6:.0f} MB", f"{found['running'] / 1e6:.0f} MB", f"{found['above']:.2f} × the state"]
-  return table(["state", "anonymous memory of the running process", "more while it saves, three saves"], [cells])
+  rows = []
+  for kept in (False, True):
+    if kept:
+      keep_heap()
+    else:
+      give_memory_back()
+    found = saving_memory(root / str(kept), megabytes=500)
+    cells = [f"{found['state'] / 1e6:.0f} MB", f"{found['running'] / 1e6:.0f} MB", f"{found['above']:.2f} × the state"]
+    rows.append(["kept, as `radit` does" if kept else "given back at once", *cells])
+  header = ["freed memory is", "state", "anonymous memory of the running process", "more while it saves, three saves"]
+  return table(header, rows)
 
 
 ROWS: dict[str, Callable[[Config, pathlib.Path], str]] = {
@@ -680,14 +730,29 @@ ROWS: dict[str, Callable[[Config, pathlib.Path], str]] = {
   "nan": nan,
   "lost": lost,
   "mesh": mesh,
+  "accumulate": accumulate,
   "memory": memory,
 }
+
+
+def keep_programs(directory: pathlib.Path) -> None:
+  """A program is compiled once, and quickly, for all processes that run it: the most of a start otherwise."""
+  os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  kept = {
+    "jax_compilation_cache_dir": str(directory),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  for name, value in kept.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 
 def main(config: Config) -> None:
   """Measures one row."""
   with contextlib.ExitStack() as stack:
     root = config.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="faults."))
+    keep_programs(pathlib.Path(root) / "programs")
     began = time.monotonic()
     text = ROWS[config.row](config, pathlib.Path(root))
     write_section(config.page, config.row, text)

@@ -408,5 +408,13 @@ def _parts(made: Any, path: pathlib.Path, cls: type) -> tuple[Any, dict[str, Any
   raise UserError(f"{path}: needs `config = functools.partial({cls.__name__}, ...)`, or a {cls.__name__}")
 
 
+def program() -> None:
+  """The program `radit`: :func:`main` as a process, which ends at once where it was asked to stop."""
+  status = main()
+  if status == preemption.STATUS:
+    preemption.end(status)
+  sys.exit(status)
+
+
 if __name__ == "__main__":
-  sys.exit(main())
+  program()

@@ -77,6 +77,13 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(path: pathlib.Path) -> None:
+  """Removes what killed processes have left of :func:`atomic_directory`; for whoever alone writes ``path``."""
+  for left in path.parent.glob(f".{path.name}.*"):
+    if left.is_dir():
+      shutil.rmtree(left)
+
+
 def _upload(source: pathlib.Path, target: pathlib.Path) -> None:
   """Copies the files of a directory into a bucket, in place of what is there."""
   if target.exists():

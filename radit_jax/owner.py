@@ -74,9 +74,9 @@ def owned(workdir: str | os.PathLike[str]) -> Iterator[None]:
   try:
     yield
   finally:
-    if held:
-      (root / LOCK).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty
+    with contextlib.suppress(OSError):  # not empty; or read-only by now, of which the run has told
+      if held:
+        (root / LOCK).unlink(missing_ok=True)
       for directory in made:
         directory.rmdir()
 

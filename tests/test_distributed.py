@@ -1,5 +1,6 @@
 """Two real processes of four devices against one of eight: the same numbers, each reading its part, and one end."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -39,8 +40,13 @@ def figures(workdir, name):
 
 
 def test_the_recipe_in_two_processes_is_that_in_one(parts, tmp_path):
-  tuning = c.TuningConfig(c.OptimizerConfig(peak_lr=1e-3, floor_lr=1e-4, warmup_steps=1), LOOP)
-  options = {"k": 3, "test_questions": 4, "generator_tuning": tuning, "retriever_tuning": tuning}
+  """The best checkpoints are picked by answers, and by searches in an index that lies with both."""
+  optimizer = c.OptimizerConfig(peak_lr=1e-3, floor_lr=1e-4, warmup_steps=1)
+  options = {
+    **{"k": 3, "test_questions": 4, "backend": "device"},
+    "generator_tuning": c.TuningConfig(optimizer, dataclasses.replace(LOOP, select="exact_match", dev_questions=4)),
+    "retriever_tuning": c.TuningConfig(optimizer, dataclasses.replace(LOOP, select="mrr", dev_questions=8)),
+  }
   one, two = tmp_path / "one", tmp_path / "two"
   command = ["run", "--config", config_file(tmp_path / "recipe.py", run_config(parts, two, **options))]
   done = radit(command, command)
@@ -55,6 +61,12 @@ def test_the_recipe_in_two_processes_is_that_in_one(parts, tmp_path):
     # Divergences are differences of log-probabilities of size 1 to 10: what is rounded is that, whatever is left.
     for a, b in zip(ours, theirs, strict=True):
       assert b == pytest.approx(a, rel=1e-6, abs=1e-6)
+    picked = [
+      [[line["dev"].get(n) for n in ("exact_match", "mrr", "recall")] for line in measured if "dev" in line]
+      for measured in (read_metrics(root / name / "metrics.jsonl") for root in (one, two))
+    ]
+    assert picked[0] == picked[1]
+    assert len(picked[0]) == 3
     assert (one / name / "first_batch.txt").read_text() == (two / name / "first_batch.txt").read_text()
   retrieved = [RetrievedStore(root / "retrieved/base/train") for root in (one, two)]
   assert retrieved[0].fingerprint == retrieved[1].fingerprint

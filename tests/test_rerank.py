@@ -273,6 +273,6 @@ def test_what_cannot_be_is_told_in_one_line(made, parts, crossed, tmp_path):
   by_encoder = {"cross_encoder": None, "encoder": parts["encoder"], "index": f"{made}/index"}
   changes = {"retrieved": f"{tmp_path}/later", "passages": f"{tmp_path}/passages", **by_encoder}
   with pytest.raises(
-    UserError, match=rf"later: retrieved from the passage store {later['passages'][:12]}, .*index holds"
+    UserError, match=rf"index: of the passages .*, and no version of it is of {later['passages'][:12]}, which was retr"
   ):
     rerank(rerank_config(made, tmp_path / "x", **changes))

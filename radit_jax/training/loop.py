@@ -171,6 +171,7 @@ def train(
       done, pending = pending, None
       if done is None:
         return
+      checkpoints.check()
       with meter("step"):
         _check(done, loop)
       figures, count = done.figures, max(float(done.figures.count), 1.0)
@@ -237,7 +238,6 @@ def train(
       known: set[Any] = set()
       options = {"objective": objective, "update": make.update, "accumulate": loop.accumulate}
       for ids, batch in source:
-        checkpoints.check()
         if loop.accumulate > 1 and hosts.count() == 1:  # one process's share says nothing about whole microbatches
           check_microbatches(batch, loop.accumulate)
         rows = sharding.place_rows(batch, mesh)

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from radit_jax import files, hosts
+from radit_jax.errors import TrainingError
 
 #: Seconds between two copies of the file to a bucket, which takes one a second of each object.
 _COPY_EVERY_S = 20.0
@@ -48,8 +49,9 @@ class MetricsWriter:
       with open(self._path, "a", encoding="utf-8") as f:
         f.write(line)
     except OSError as e:
-      e.filename = str(self._path)  # a full disk shows when the line is flushed, which names no file
-      raise
+      raise TrainingError(
+        f"{self._path}: cannot be written ({e.strerror}); the same command continues from the newest checkpoint"
+      ) from e
 
   def close(self) -> None:
     """Leaves every line in the file."""

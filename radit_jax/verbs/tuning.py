@@ -34,6 +34,8 @@ from radit_jax.verbs.inspect import describe_batch
 from radit_jax.verbs.live import LivePage, tuning_so_far
 
 RESULT = "result.json"
+#: What a tuning leaves beside its checkpoints; a kill meanwhile leaves a part of it under another name.
+_EXPORTS = ("generator", "query_encoder", "adapter")
 R = TypeVar("R")
 TuningVerb = TrainGeneratorConfig | TrainRetrieverConfig
 
@@ -357,6 +359,10 @@ def tune(
     choice = _attention(model)
   check_sinks(config.loop, config.workdir)
   runs.open_run(config.workdir, verb, wanted, config=config, attention=dataclasses.asdict(choice))
+  with hosts.one_writes() as mine:
+    if mine and not files.in_bucket(config.workdir):
+      for export in _EXPORTS:
+        files.remove_leftovers(pathlib.Path(config.workdir) / export)
   if not config.redact:
     write_first_batch(config.workdir, first_batch, tokenizer)
   page = LivePage(config.workdir, verb, progress, lambda: tuning_so_far(config.workdir, stage))
