@@ -1,10 +1,13 @@
 # ruff: noqa: E402
 """Eight simulated CPU devices, set up before jax is imported, and the meshes over them."""
 
+import atexit
 import gc
 import os
 import pathlib
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -15,6 +18,13 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 # send it would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Modules, and all workers, make many of the same programs: each is compiled once. Not in the processes that tests
+# start, as some CPUs complain of such programs on stderr (see `radit_jax.process.keep_programs`), which tests read.
+PROGRAMS = "RADIT_JAX_TEST_PROGRAMS"
+if PROGRAMS not in os.environ:
+  os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="radit_jax_programs.")
+  atexit.register(shutil.rmtree, os.environ[PROGRAMS], ignore_errors=True)
+
 import jax
 import numpy as np
 import pytest
@@ -23,6 +33,10 @@ from jax.sharding import Mesh
 
 from radit_jax.config import MeshConfig
 from radit_jax.sharding import make_mesh
+
+jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # The same cases in every run of one commit; `pytest --hypothesis-profile=default` draws new ones.
 settings.register_profile("suite", derandomize=True)
