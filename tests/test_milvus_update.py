@@ -1,5 +1,10 @@
 """A Milvus index whose corpus changes: its collection stays until much has changed, and old versions are read."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from milvus_server import running
@@ -11,6 +16,7 @@ from radit_jax import config as c
 from radit_jax import files, versions
 from radit_jax.errors import UserError
 from radit_jax.retrieval import milvus_fill
+from radit_jax.retrieval.exact import exact_top
 from radit_jax.retrieval.index import load_index
 from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import prepare
@@ -110,3 +116,40 @@ def test_the_verb_updates_goes_back_and_fills_anew_what_a_server_has_lost(root, 
     assert index(index_config(root, parts, update=more, **config)).version == 2
   with pytest.raises(UserError, match="cannot be reached"):
     index(index_config(root, parts, update=came, **config))
+
+
+WORKER = """
+import os, signal, sys
+from radit_jax.config import IndexConfig
+from radit_jax.retrieval import milvus_fill
+from radit_jax.verbs.index import index
+
+milvus_fill._finish = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+root, uri, encoder = sys.argv[1:]
+names = {name: f"{root}/{name}" for name in ("passages", "embeddings", "index")}
+config = {"encoder": encoder, "backend": "milvus", "milvus_uri": uri, "batch_size": 16}
+index(IndexConfig(**names, **config, update=f"{root}/came.jsonl"))
+"""
+
+
+def test_killed_while_a_new_collection_is_filled(root, parts, milvus_uri):
+  config = {"backend": "milvus", "milvus_uri": milvus_uri}
+  index(index_config(root, parts, **config))
+  queries = load_index(root / "index").stored[:]
+  before = load_index(root / "index").search(queries, 5)
+  texts = [{"id": f"d{n}", "title": f"Person {n}", "text": f"Person {n} has moved to Farrow."} for n in range(20)]
+  came = write_lines(root / "came.jsonl", texts)  # half of all: too much for the collection that is there
+  (root / "worker.py").write_text(WORKER)
+  environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent.parent)}
+  killed = [sys.executable, str(root / "worker.py"), str(root), milvus_uri, parts["encoder"]]
+  assert subprocess.run(killed, env=environment, timeout=300, check=False).returncode == -9
+  assert versions.current_number(root / "index") == 0
+  np.testing.assert_array_equal(load_index(root / "index").search(queries, 5).ids, before.ids)
+  result = index(index_config(root, parts, update=came, **config))
+  assert (result.version, result.rows_encoded) == (1, 20)
+  after = load_index(root / "index")
+  assert "searched" not in after.manifest
+  true = exact_top(after.stored, queries, 40, rows=after.live)
+  np.testing.assert_array_equal(after.search(queries, 40).ids, true)
+  assert index(index_config(root, parts, rollback=True, **config)).version == 0
+  np.testing.assert_array_equal(load_index(root / "index").search(queries, 5).ids, before.ids)

@@ -18,6 +18,8 @@ QUERIES, NEIGHBOURS = 1000, 10
 WANTED = 0.95
 #: What fewer partitions may find less, to be said to find as much.
 _AS_MUCH = 0.002
+#: A row that no search names, and the least length that is divided by.
+_NO_ROW, _TINY = -2, 1e-30
 #: Beyond this many reordered candidates, exact search is the better choice.
 _MOST_REORDERED = 10_000
 
@@ -50,10 +52,9 @@ def tune(
 ) -> tuple[Settings, Overlap]:
   """Measures an approximate index, and raises its settings where that is asked for.
 
-  The partitions looked at are halved as long as half of what is left finds as much too. Passages are searched with,
-  whose neighbours lie closer together than those of questions, and that last factor of two is what questions are
-  given for it: over 24,000 sentences of Wikipedia embedded by MiniLM, questions found more with 19, 9 and 4 of 154
-  partitions (.976, .937, .859) than passages with half as many (.951, .883, .789).
+  Passages find each other in fewer partitions than questions find them. So the number looked at is halved only as long
+  as half of what is left still finds as much for passages that are blurred, see :class:`Sample`; the last factor of two
+  is for what even these do not show. Measured with SQuAD's sentences and questions by benchmarks/index_questions.py.
 
   Args:
     index: to be measured.
@@ -66,12 +67,12 @@ def tune(
   Returns:
     The settings, and what was measured under them.
   """
-  sample = Sample(index.stored, live=index.live)
+  plain = Sample(index.stored, live=index.live)
   searchers = index.candidates
   assert searchers is not None
   measured = 0
 
-  def overlap(asked: Settings) -> float:
+  def overlap(asked: Settings, sample: Sample = plain) -> float:
     nonlocal measured
     found = sample.overlap(lambda q, k: ranked(index.stored, q, searchers.with_settings(asked)(q, k)))
     measured += 1
@@ -81,27 +82,30 @@ def tune(
   wanted = WANTED if target is None else target
   reached = overlap(settings)
   if fewer and settings.leaves_to_search is not None:
-    as_much, least = [(settings, reached)], reached - _AS_MUCH
-    while (leaves := as_much[-1][0].leaves_to_search or 1) > 1:
+    blurred = Sample(index.stored, live=index.live, blurred=True)
+    as_much, least = [settings], overlap(settings, blurred) - _AS_MUCH
+    while (leaves := as_much[-1].leaves_to_search or 1) > 1:
       half = dataclasses.replace(settings, leaves_to_search=-(-leaves // 2))
-      if (found := overlap(half)) < least:
+      if overlap(half, blurred) < least:
         break
-      as_much.append((half, found))
-    settings, reached = as_much[max(0, len(as_much) - 2)]
+      as_much.append(half)
+    if len(as_much) > 2:
+      settings = as_much[-2]
+      reached = overlap(settings)
   while reached < wanted:
     tried = {name: (overlap(raised), raised) for name, raised in _raised(settings, parameters).items()}
     if not tried:
       advice = "no setting can be raised further; --backend exact finds all"
-      return settings, Overlap(reached, len(sample), wanted, advice)
+      return settings, Overlap(reached, len(plain), wanted, advice)
     name, (better, raised) = max(tried.items(), key=lambda item: item[1][0])
     if target is None:
       option = name.replace("_", "-")
       advice = (
         f"--{option} {getattr(raised, name)} has {better:.3f}; --target-recall {wanted:g} raises it as far as needed"
       )
-      return settings, Overlap(reached, len(sample), wanted, advice)
+      return settings, Overlap(reached, len(plain), wanted, advice)
     reached, settings = better, raised
-  return settings, Overlap(reached, len(sample), wanted)
+  return settings, Overlap(reached, len(plain), wanted)
 
 
 def _raised(settings: Settings, parameters: dict[str, Any]) -> dict[str, Settings]:
@@ -127,15 +131,24 @@ class Sample:
   Args:
     stored: ``[N, E]`` embeddings, two at least.
     live: rows that a search may find; None for all.
+    blurred: to each passage, a random mixture of those drawn is added that is as long as itself: what results lies as
+      far from the passage as a question does (a cosine of .71; of MiniLM's questions and what they find first, .65), in
+      the directions in which passages differ. The passage is then one of those to be found.
     seed: of the draw.
   """
 
-  def __init__(self, stored: Stored, *, live: Int[np.ndarray, "L"] | None = None, seed: int = 0):
+  def __init__(self, stored: Stored, *, live: Int[np.ndarray, "L"] | None = None, blurred: bool = False, seed: int = 0):
+    rng = np.random.default_rng(seed)
     count = len(stored) if live is None else len(live)
     self._stored = stored
-    drawn = np.sort(np.random.default_rng(seed).choice(count, min(QUERIES, count), replace=False))
+    drawn = np.sort(rng.choice(count, min(QUERIES, count), replace=False))
     self._rows = drawn if live is None else live[drawn]
-    self._queries = stored[self._rows]
+    self._queries, self._left_out = stored[self._rows], self._rows
+    if blurred:
+      mixed = rng.normal(size=(len(drawn), len(drawn))) @ (self._queries - self._queries.mean(axis=0))
+      length, of_mixed = (np.linalg.norm(x, axis=1, keepdims=True) for x in (self._queries, mixed))
+      self._queries = (self._queries + mixed * (length / np.maximum(of_mixed, _TINY))).astype(np.float32)
+      self._left_out = np.full(len(drawn), _NO_ROW)
     self._k = min(NEIGHBOURS, count - 1)
     true = self._others(exact_top(stored, self._queries, self._k + 1, rows=live))
     self._worst = score_pairs(stored, self._queries, true)[:, -1]
@@ -153,8 +166,8 @@ class Sample:
     return float((scores >= self._worst[:, None]).mean())
 
   def _others(self, ids: Int[np.ndarray, "Q C"]) -> Int[np.ndarray, "Q k"]:
-    """The first k without the query itself, or without the last where it is not among them."""
-    order = np.argsort(ids == self._rows[:, None], axis=1, kind="stable")
+    """The first k without what is left out, or without the last where it is not among them."""
+    order = np.argsort(ids == self._left_out[:, None], axis=1, kind="stable")
     own_last = np.take_along_axis(ids, order, axis=1)
-    own_last[own_last == self._rows[:, None]] = -1
+    own_last[own_last == self._left_out[:, None]] = -1
     return own_last[:, : self._k]
