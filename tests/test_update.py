@@ -11,6 +11,7 @@ import types
 
 import numpy as np
 import pytest
+from privileges import held_to_modes
 from test_revision import first_store, revised
 from test_verbs import index_config, retrieve_config
 from tiny import documents, questions, write_lines
@@ -217,13 +218,27 @@ def test_options_that_do_not_fit(tmp_path, parts, options, message):
     index_config(tmp_path, parts, **options)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_directory_that_cannot_be_written(root, parts, tmp_path, capsys):
-  (root / "passages").chmod(0o555)
+@pytest.mark.parametrize("name", ["passages", "index"])
+def test_a_directory_that_cannot_be_written(root, parts, tmp_path, capsys, name):
+  (root / name).chmod(0o555)
   corpus = write_lines(tmp_path / "u.jsonl", [{"id": "x", "text": "New."}])
-  with pytest.raises(PermissionError):
-    index(index_config(root, parts, update=corpus))
+  given = {n: f"{root}/{n}" for n in ("passages", "embeddings", "index")} | {"encoder": parts["encoder"]}
+  call = [
+    "index",
+    "--backend=exact",
+    f"--update={corpus}",
+    "--batch-size=16",
+    *(f"--{n}={v}" for n, v in given.items()),
+  ]
+  with held_to_modes():
+    assert cli.main(call) == 2
+  said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("radit: error")]
+  assert len(said) == 1
+  assert f"{root}/{name}" in said[0]
+  assert "Permission denied" in said[0]
+  (root / name).chmod(0o755)
   assert versions.current_number(root / "index") == 0
+  assert index(index_config(root, parts, update=corpus)).version == 1
 
 
 def test_bm25_does_not_find_what_went(root, parts, tmp_path):
