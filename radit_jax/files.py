@@ -265,9 +265,16 @@ def read_manifest(path: str | os.PathLike[str], kind: str, *, verify: str = "siz
   if not (root / MANIFEST).exists():
     raise UserError(f"{root}: no {MANIFEST}, so not a finished {kind} directory")
   manifest = read_json(root / MANIFEST)
+  if not isinstance(manifest, dict):
+    raise UserError(f"{root / MANIFEST}: holds no JSON object; make the {kind} again")
   if manifest.get("kind") != kind:
     raise UserError(f"{root}: holds {manifest.get('kind')!r}, expected {kind!r}")
-  for name, entry in manifest["files"].items():
+  listed = manifest.get("files")
+  if not isinstance(listed, dict) or not all(
+    isinstance(e, dict) and {"bytes", "sha256"} <= set(e) for e in listed.values()
+  ):
+    raise UserError(f"{root / MANIFEST}: lists no files with their sizes and hashes; make the {kind} again")
+  for name, entry in listed.items():
     p = root / name
     if not p.resolve().is_relative_to(root.resolve()):
       raise UserError(f"{root / MANIFEST}: file {name!r} lies outside the directory")

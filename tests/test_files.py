@@ -166,8 +166,11 @@ def test_a_flipped_byte_is_seen_by_full_alone(store):
     (lambda d: (d / "data").unlink(), "data: missing"),
     (lambda d: (d / "manifest.json").unlink(), "no manifest.json, so not a finished passages"),
     (lambda d: (d / "manifest.json").write_text("{"), "manifest.json:1: not JSON"),
+    (lambda d: (d / "manifest.json").write_text("[]"), "manifest.json: holds no JSON object; make the passages again"),
+    (lambda d: (d / "manifest.json").write_text('{"kind": "passages"}'), "manifest.json: lists no files"),
+    (lambda d: (d / "manifest.json").write_text('{"kind": "passages", "files": {"data": {}}}'), "lists no files with"),
   ],
-  ids=["cut", "missing file", "missing manifest", "broken manifest"],
+  ids=["cut", "missing file", "missing manifest", "broken manifest", "a list", "no files", "a file without size"],
 )
 def test_damage_is_named(store, damage, message):
   damage(store)
