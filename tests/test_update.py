@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from privileges import held_to_modes
 from test_revision import first_store, revised
-from test_verbs import index_config, retrieve_config
+from test_verbs import index_config, retrieve_config, retriever_config
 from tiny import documents, questions, write_lines
 
 from radit_jax import cli, files, versions
@@ -31,6 +31,7 @@ from radit_jax.verbs.bm25 import bm25
 from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import prepare
 from radit_jax.verbs.retrieve import retrieve
+from radit_jax.verbs.train_retriever import train_retriever
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +240,28 @@ def test_a_directory_that_cannot_be_written(root, parts, tmp_path, capsys, name)
   (root / name).chmod(0o755)
   assert versions.current_number(root / "index") == 0
   assert index(index_config(root, parts, update=corpus)).version == 1
+
+
+def test_an_index_is_read_in_the_version_of_the_passages_that_are_meant(root, parts, tmp_path):
+  first = load_index(root / "index").manifest
+  index(index_config(root, parts, update=changed_corpus(tmp_path / "c.jsonl"), delete_missing=True))
+  second = load_index(root / "index").manifest
+  for manifest in (first, second):
+    found = load_index(root / "index", passages_fingerprint=manifest["passages_fingerprint"])
+    assert found.manifest["fingerprint"] == manifest["fingerprint"]
+  with pytest.raises(
+    UserError, match=rf"of the passages {second['passages_fingerprint'][:12]}, and no version .* cccccc"
+  ):
+    load_index(root / "index", passages_fingerprint="c" * 64)
+
+
+def test_a_retriever_is_tuned_on_what_was_retrieved_before_the_corpus_changed(root, parts, tmp_path):
+  for split in ("train", "dev"):
+    retrieve(retrieve_config(root, parts, split=split, k=8))
+  before = load_index(root / "index").manifest["fingerprint"]
+  index(index_config(root, parts, update=changed_corpus(tmp_path / "c.jsonl"), delete_missing=True))
+  train_retriever(retriever_config(root, parts, tmp_path / "run", loss="contrastive", scores=None, dev_scores=None))
+  assert files.read_json(tmp_path / "run/run.json")["recipe"]["inputs"]["index"] == before
 
 
 def test_bm25_does_not_find_what_went(root, parts, tmp_path):

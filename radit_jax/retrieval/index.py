@@ -215,6 +215,7 @@ def load_index(
   *,
   verify: str = "full",
   encoder_fingerprint: str | None = None,
+  passages_fingerprint: str | None = None,
   resident: bool = True,
   mesh: Mesh | None = None,
 ) -> StoredIndex:
@@ -225,14 +226,18 @@ def load_index(
       that it names as its current one.
     verify: ``"full"`` checks SHA-256 of every file, ``"sizes"`` only that each is there with its size.
     encoder_fingerprint: of the passage encoder that queries are to be held against.
+    passages_fingerprint: of the passages whose rows are meant: of an index that has been updated since, the version
+      that is of these; None takes the current one.
     resident: keep ScaNN's searchers of all shards in memory; otherwise every search reads one after the other.
     mesh: that the backend device spreads its rows over; None takes all devices.
 
   Raises:
-    UserError: a damaged or missing file (named), an index that another encoder built (both fingerprints named), or a
-      Milvus that does not answer, or whose collection is not this index's.
+    UserError: a damaged or missing file (named), an index that another encoder built, or one of which no version is of
+      the passages (both fingerprints named), or a Milvus that does not answer, or whose collection is not this index's.
   """
   root = versions.current(path)
+  if passages_fingerprint is not None:
+    root = _version_of(path, passages_fingerprint)
   manifest = files.read_manifest(root, "index", verify=verify)
   for field in ("backend", "count", "dim", "encoder_fingerprint", "parameters", "index_shards", "search"):
     if field not in manifest:
@@ -244,6 +249,20 @@ def load_index(
       "build the index again with this encoder, or use the encoder it was built by"
     )
   return open_index(root, manifest, resident=resident, mesh=mesh)
+
+
+def _version_of(path: str | os.PathLike[str], passages: str) -> pathlib.Path:
+  """The version of an index that is of some passages; the current one, if it is."""
+  current = versions.current_number(path)
+  for number in (current, *versions.numbers(path)[::-1]):
+    root = versions.directory(path, number)
+    if files.read_manifest(root, "index").get("passages_fingerprint") == passages:
+      return root
+  there = files.read_manifest(versions.directory(path, current), "index").get("passages_fingerprint")
+  raise UserError(
+    f"{path}: of the passages {str(there)[:12]}, and no version of it is of {passages[:12]}, which was retrieved from; "
+    "run `radit retrieve` again with this index"
+  )
 
 
 def open_index(

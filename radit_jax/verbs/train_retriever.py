@@ -87,12 +87,18 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   root = files.location(config.workdir)
   stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
-  index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder, resident=False)
+  of = stores["train"].manifest["passages"]
+  index = load_index(
+    config.index, verify="sizes", encoder_fingerprint=passage_encoder, passages_fingerprint=of, resident=False
+  )
   for name, store in stores.items():
     if config.k > store.manifest["k"]:
       raise UserError(f"k = {config.k} passages per question, the {name} store holds {store.manifest['k']}; lower --k")
-    if store.manifest["passages"] != index.manifest["passages_fingerprint"]:
-      raise UserError(f"the {name} store was retrieved from another passage store than {config.index} holds")
+    if store.manifest["passages"] != of:
+      raise UserError(
+        f"{store.path}: retrieved from the passages {store.manifest['passages'][:12]}, {stores['train'].path} from "
+        f"{of[:12]}; retrieve both with the same index"
+      )
     if config.loss == "distill" and "cross_encoder" not in store.manifest:
       raise UserError(
         f"{store.path}: its scores are a query encoder's, and no teacher; `radit rerank --cross-encoder` makes a store "
