@@ -11,6 +11,8 @@ import types
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from privileges import held_to_modes
 from test_revision import first_store, revised
 from test_verbs import index_config, retrieve_config, retriever_config
@@ -56,12 +58,6 @@ def changed_corpus(path):
   return write_lines(path, [*lines, {"id": "d40", "title": "Person 40", "text": "Person 40 lives in Istra."}])
 
 
-def ids_of(path, passages, queries, k):
-  found = load_index(path).search(queries, k)
-  store = PassageStore(passages)
-  return [[store[row].id for row in rows[rows >= 0].tolist()] for rows in found.ids], found.scores
-
-
 def test_an_update_encodes_what_is_new_and_finds_what_an_index_built_anew_finds(root, parts, tmp_path):
   corpus = changed_corpus(tmp_path / "changed.jsonl")
   encoded = []
@@ -81,7 +77,7 @@ def test_an_update_encodes_what_is_new_and_finds_what_an_index_built_anew_finds(
   prepare(c.PrepareConfig(workdir=str(fresh), corpus=corpus, questions=_without_d5(tmp_path)))
   index(index_config(fresh, parts))
   queries = load_index(fresh / "index").stored[:]
-  ours, theirs = (ids_of(r / "index", r / "passages", queries, 40) for r in (root, fresh))
+  ours, theirs = (_found(r / "index", PassageStore(r / "passages"), queries, 40) for r in (root, fresh))
   assert [sorted(row) for row in ours[0]] == [sorted(row) for row in theirs[0]]
   np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)  # a text is encoded among others, and rounded as they are
   assert [row[:3] for row in ours[0]] == [row[:3] for row in theirs[0]]
@@ -289,9 +285,9 @@ def numbered(numbers):
 class Small:
   """A store and an index of made-up embeddings, updated as the verb does it."""
 
-  def __init__(self, root, numbers, backend, milvus_uri=None):
+  def __init__(self, root, numbers, backend, milvus_uri=None, given=None):
     self.root, self.milvus_uri = root, milvus_uri
-    self.store = first_store(root, numbered(numbers))
+    self.store = first_store(root, numbered(numbers) if given is None else given)
     build_index(
       np.stack([vector(p.full_text) for p in self.store]),
       root / "index",
@@ -310,6 +306,9 @@ class Small:
     copied = copied_rows(before, after)
     texts = [after[len(before) + i].full_text for i in np.flatnonzero(copied < 0)]
     path = self.root / f"v{after.version}"
+    if path.exists():  # the same update of the same version was made before, and gone back from
+      self.versions.append((path, after))
+      return self.manifest
     update_index(
       base,
       files.read_manifest(base, "index", verify="full"),
@@ -372,6 +371,49 @@ def test_any_sequence_of_updates_and_rollbacks_is_exact(tmp_path, backend, seed,
 def _live(small):
   store = small.versions[-1][1]
   return np.setdiff1d(np.arange(len(store)), store.removed)
+
+
+def written(model):
+  """Documents of two passages each, by number and by how often they have changed."""
+  kinds = ("Some words of document number", "Some others of the document")
+  for number, change in sorted(model.items()):
+    yield {"id": f"d{number}", "text": " ".join(f"{kind} {number} {change}{n}." for n, kind in enumerate(kinds))}
+
+
+_CHANGES = st.dictionaries(st.integers(0, 11), st.integers(0, 2), min_size=1, max_size=6)
+
+
+@given(
+  st.dictionaries(st.integers(0, 11), st.integers(0, 2), min_size=3),
+  st.lists(st.tuples(st.sampled_from(["give", "whole", "back"]), _CHANGES), min_size=1, max_size=5),
+)
+@settings(max_examples=15, deadline=None)
+def test_after_any_updates_an_index_finds_id_for_id_what_one_built_anew_finds(tmp_path_factory, model, steps):
+  root = tmp_path_factory.mktemp("updates")
+  small, models = Small(root, (), "exact", given=list(written(model))), [model]
+  for kind, changes in steps:
+    if kind == "back" and len(models) > 1:
+      small.versions.pop()
+      models.pop()
+    elif kind == "give" or (kind == "whole" and changes.keys() & models[-1].keys()):
+      before = len(small.versions)
+      small.update(list(written(changes)), restore=True, delete_missing=kind == "whole")
+      if len(small.versions) > before:
+        models.append(changes if kind == "whole" else {**models[-1], **changes})
+  (root / "anew").mkdir()
+  anew = Small(root / "anew", (), "exact", given=list(written(models[-1])))
+  queries = np.stack([vector(f"query {n}") for n in range(7)])
+  for k in (3, 30):
+    (ours, ours_scores), (theirs, their_scores) = (
+      _found(s.versions[-1][0], s.versions[-1][1], queries, k) for s in (small, anew)
+    )
+    assert ours == theirs
+    np.testing.assert_array_equal(ours_scores, their_scores)
+
+
+def _found(path, store, queries, k):
+  found = load_index(path).search(queries, k)
+  return [[store[row].id for row in rows[rows >= 0].tolist()] for rows in found.ids], found.scores
 
 
 def test_searchers_are_amended_and_built_anew_when_much_has_changed(tmp_path, monkeypatch):
