@@ -132,8 +132,8 @@ class Sample:
     stored: ``[N, E]`` embeddings, two at least.
     live: rows that a search may find; None for all.
     blurred: to each passage, a random mixture of those drawn is added that is as long as itself: what results lies as
-      far from the passage as a question does (a cosine of .71; of MiniLM's questions and what they find first, .65), in
-      the directions in which passages differ. The passage is then one of those to be found.
+      far from the passage as a question does (a cosine of .71; SQuAD's questions and what they find first, by MiniLM:
+      .66), in the directions in which passages differ. The passage is then one of those to be found.
     seed: of the draw.
   """
 

@@ -12,7 +12,7 @@ import numpy as np
 from radit_jax import files, hosts
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval import milvus_fill, scann
-from radit_jax.retrieval.amended import HELD, held_rows, num_searched
+from radit_jax.retrieval.amended import HELD, held_rows, num_held, num_searched
 from radit_jax.retrieval.index import METADATA, open_index
 from radit_jax.retrieval.metadata import MetadataFilter
 from radit_jax.retrieval.recall import tune
@@ -81,6 +81,15 @@ def collection(root: pathlib.Path, manifest: dict[str, Any], milvus_uri: str, pr
     MetadataFilter(root / METADATA, listed[METADATA]["sha256"], manifest["count"]) if METADATA in listed else None,
     progress=progress,
   )
+
+
+def has_collection(root: pathlib.Path, manifest: dict[str, Any], milvus_uri: str) -> bool:
+  """Whether a server has the collection that an index is searched in, and all of it.
+
+  Raises:
+    UserError: it does not answer.
+  """
+  return milvus_fill.is_whole(milvus_uri, manifest["parameters"], (num_held(root, manifest), manifest["dim"]))
 
 
 def measured(

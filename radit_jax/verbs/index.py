@@ -8,11 +8,10 @@ from radit_jax.config import IndexConfig
 from radit_jax.data.corpus import PassageStore
 from radit_jax.models.pretrained import fingerprint, load_encoder
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval import milvus_client, milvus_fill
-from radit_jax.retrieval.amended import num_held
+from radit_jax.retrieval import milvus_client
 from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.cost import IndexPlan, plan_index
-from radit_jax.retrieval.tuned import Wish, tune_index
+from radit_jax.retrieval.tuned import Wish, has_collection, tune_index
 from radit_jax.verbs.encode import encode, index_recipe
 from radit_jax.verbs.update import RollbackResult, UpdateResult, rollback, update
 
@@ -107,8 +106,7 @@ def _is_there(config: IndexConfig, manifest: dict[str, Any]) -> bool:
   """Whether the collection of an index, if it has one, is whole on the server of the config, and noted to be there."""
   if config.milvus_uri is None:
     return True
-  shape = num_held(versions.current(config.index), manifest), manifest["dim"]
-  there = milvus_fill.is_whole(config.milvus_uri, manifest["parameters"], shape)
+  there = has_collection(versions.current(config.index), manifest, config.milvus_uri)
   return there and manifest["milvus_uri"] == config.milvus_uri
 
 

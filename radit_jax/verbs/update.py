@@ -20,11 +20,9 @@ from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint
 from radit_jax.owner import owned
 from radit_jax.progress import Progress, silent
-from radit_jax.retrieval import milvus_fill
-from radit_jax.retrieval.amended import num_held
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.shards import read_embeddings
-from radit_jax.retrieval.tuned import Wish
+from radit_jax.retrieval.tuned import Wish, has_collection
 from radit_jax.retrieval.update import update_index
 from radit_jax.verbs.encode import encode, index_recipe
 from radit_jax.verbs.golden import Found, golden, read_golden
@@ -144,13 +142,12 @@ def update(config: IndexConfig, *, progress: Progress = silent) -> UpdateResult:
     before = check_passages(manifest["passages_fingerprint"], PassageStore(config.passages), config.index)
     inputs = {"passages": before.fingerprint, "encoder": encoder}
     runs.check_same(base, manifest.get("recipe", {}), index_recipe(config, inputs))
-    if config.milvus_uri is not None:  # before anything is cut or encoded
-      shape = num_held(base, manifest), manifest["dim"]
-      if not milvus_fill.is_whole(config.milvus_uri, manifest["parameters"], shape):
-        raise UserError(
-          f"{config.milvus_uri}: no whole collection {manifest['parameters']['collection']}, which {base} is searched "
-          "in; the same call without --update fills it"
-        )
+    # Before anything is cut or encoded.
+    if config.milvus_uri is not None and not has_collection(base, manifest, config.milvus_uri):
+      raise UserError(
+        f"{config.milvus_uri}: no whole collection {manifest['parameters']['collection']}, which {base} is searched "
+        "in; the same call without --update fills it"
+      )
     questions = read_golden(config)
     after = _passages(config, before, encoder, progress)
     if after is None:
