@@ -177,17 +177,19 @@ def kill(
 
 
 def kills(config: Config, root: pathlib.Path) -> str:
-  """Three runs at a time, two of which are RALT."""
+  """Runs of up to 25 kills each, all at the same time."""
   world = make_world(root / "world")
-  half = config.kills_ralt // 2
-  shares: list[tuple[Kind, int]] = [("ralt", half), ("ralt", config.kills_ralt - half), ("lsr", config.kills_lsr)]
+  shares: list[tuple[Kind, int]] = [
+    (kind, min(25, total - before))
+    for kind, total in (("ralt", config.kills_ralt), ("lsr", config.kills_lsr))
+    for before in range(0, total, 25)
+  ]
   with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
     started = [
-      pool.submit(kill, world, root / f"{kind}{number}", kind, count, random.Random(config.seed + number))
+      (kind, pool.submit(kill, world, root / f"{kind}{number}", kind, count, random.Random(config.seed + number)))
       for number, (kind, count) in enumerate(shares)
     ]
-    one, other, lsr = (future.result() for future in started)
-  ralt = {name: max(one[name], other[name]) if name == "lost" else one[name] + other[name] for name in one}
+  ralt, lsr = ([future.result() for of, future in started if of == kind] for kind in ("ralt", "lsr"))
   names = {
     "kills": "kill -9 at a random moment of training",
     "saving": "of which while a step was being written",
@@ -197,7 +199,11 @@ def kills(config: Config, root: pathlib.Path) -> str:
     "lost": "steps lost at most, of 20 between saves",
     "beyond": "kills that cost more than 20",
   }
-  return table(["", "RALT", "LSR"], [[text, str(ralt[name]), str(lsr[name])] for name, text in names.items()])
+  rows = []
+  for name, text in names.items():
+    whole = max if name == "lost" else sum
+    rows.append([text, *(str(whole(found[name] for found in of)) for of in (ralt, lsr))])
+  return table(["", "RALT", "LSR"], rows)
 
 
 def stop_in(
