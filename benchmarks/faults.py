@@ -177,17 +177,19 @@ def kill(
 
 
 def kills(config: Config, root: pathlib.Path) -> str:
-  """Three runs at a time, two of which are RALT."""
+  """Runs of up to 25 kills each, all at the same time."""
   world = make_world(root / "world")
-  half = config.kills_ralt // 2
-  shares: list[tuple[Kind, int]] = [("ralt", half), ("ralt", config.kills_ralt - half), ("lsr", config.kills_lsr)]
+  shares: list[tuple[Kind, int]] = [
+    (kind, min(25, total - before))
+    for kind, total in (("ralt", config.kills_ralt), ("lsr", config.kills_lsr))
+    for before in range(0, total, 25)
+  ]
   with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
     started = [
-      pool.submit(kill, world, root / f"{kind}{number}", kind, count, random.Random(config.seed + number))
+      (kind, pool.submit(kill, world, root / f"{kind}{number}", kind, count, random.Random(config.seed + number)))
       for number, (kind, count) in enumerate(shares)
     ]
-    one, other, lsr = (future.result() for future in started)
-  ralt = {name: max(one[name], other[name]) if name == "lost" else one[name] + other[name] for name in one}
+  ralt, lsr = ([future.result() for of, future in started if of == kind] for kind in ("ralt", "lsr"))
   names = {
     "kills": "kill -9 at a random moment of training",
     "saving": "of which while a step was being written",
@@ -197,7 +199,11 @@ def kills(config: Config, root: pathlib.Path) -> str:
     "lost": "steps lost at most, of 20 between saves",
     "beyond": "kills that cost more than 20",
   }
-  return table(["", "RALT", "LSR"], [[text, str(ralt[name]), str(lsr[name])] for name, text in names.items()])
+  rows = []
+  for name, text in names.items():
+    whole = max if name == "lost" else sum
+    rows.append([text, *(str(whole(found[name] for found in of)) for of in (ralt, lsr))])
+  return table(["", "RALT", "LSR"], rows)
 
 
 def stop_in(
@@ -597,10 +603,9 @@ def on_meshes(world: World, root: pathlib.Path, kind: Kind, sizes: tuple[int, ..
       tune(world.config(kind, root / "moved", steps=steps), stop)
   one, other = metrics(root / "whole"), metrics(root / "moved")
   same = [(a["step"], a.get("batch_ids_hash")) for a in one] == [(b["step"], b.get("batch_ids_hash")) for b in other]
-  apart = [
-    abs(a[n] - b[n]) / abs(a[n]) for a, b in zip(one, other, strict=True) for n in ("loss", "dev_loss") if n in a
-  ]
-  return {"same": same, "apart": max(apart), "lines": len(apart)}
+  pairs = [(a[n], b[n]) for a, b in zip(one, other, strict=True) for n in ("loss", "dev_loss") if n in a]
+  nats, apart = max(abs(a - b) for a, b in pairs), max(abs(a - b) / abs(a) for a, b in pairs)
+  return {"same": same, "nats": nats, "apart": apart}
 
 
 def mesh(config: Config, root: pathlib.Path) -> str:
@@ -608,8 +613,15 @@ def mesh(config: Config, root: pathlib.Path) -> str:
   world, rows = make_world(root / "world"), []
   for kind in KINDS:
     found = on_meshes(world, root / kind, kind, (8, 4, 1))
-    rows.append([kind, "the same" if found["same"] else "DIFFERS", f"{found['apart']:.1e}", str(found["lines"])])
-  return table(["20 steps, on 8, then 4, then 1 device", "examples of every step", "losses apart", "losses"], rows)
+    same = "the same" if found["same"] else "DIFFERS"
+    rows.append([kind, same, f"{found['nats']:.1e}", f"{found['apart']:.1e}"])
+  header = [
+    "20 steps, on 8, then 4, then 1 device",
+    "examples of every step",
+    "losses apart, nats",
+    "as a share of them",
+  ]
+  return table(header, rows)
 
 
 def accumulated(world: World, root: pathlib.Path, kind: Kind) -> dict[str, float]:
