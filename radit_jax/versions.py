@@ -80,7 +80,10 @@ def prune(path: str | os.PathLike[str], keep: int, needed: Collection[int] = ())
   for number in gone:
     # Without its manifest it is no version any more, even if this is interrupted.
     (directory(path, number) / files.MANIFEST).unlink()
-    shutil.rmtree(directory(path, number))
+  newest = numbers(path)[-1]
+  for left in (pathlib.Path(path) / VERSIONS).glob("[0-9]*"):
+    if left.name.isdecimal() and int(left.name) < newest and not (left / files.MANIFEST).exists():
+      shutil.rmtree(left)
   return gone
 
 

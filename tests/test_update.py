@@ -128,13 +128,34 @@ def test_rollback_reads_the_version_before_and_the_same_update_only_swaps(root, 
   assert index(index_config(root, parts, rollback=True)).version == 0
 
 
+def test_passages_that_another_call_updates_are_left_alone(root, parts, tmp_path):
+  corpus = changed_corpus(tmp_path / "changed.jsonl")
+  lock = {"host": "another", "pid": 1, "boot": "x", "began": "1"}
+  (root / "passages/run.lock").write_text(json.dumps(lock))
+  with pytest.raises(UserError, match=r"passages/run\.lock.*another"):
+    index(index_config(root, parts, update=corpus))
+  (root / "passages/run.lock").unlink()
+
+
+def test_a_version_that_is_read_and_not_there_is_named_before_anything_is_built(root, parts, tmp_path):
+  index(index_config(root, parts, update=changed_corpus(tmp_path / "changed.jsonl")))
+  (root / "index/versions/000001/manifest.json").unlink()
+  with pytest.raises(UserError, match=r"versions/000001: missing or not whole.*into .*CURRENT \(0\)"):
+    index(index_config(root, parts))
+  assert (root / "index/CURRENT").read_text() == "1\n"
+
+
 def test_old_versions_are_removed_and_counted(root, parts, tmp_path):
   for n in range(4):
     corpus = write_lines(tmp_path / "u.jsonl", [{"id": "x", "text": f"Text {n}."}])
+    if n == 3:  # as a call leaves it that was killed while it removed
+      (root / "index/versions/000001/left").mkdir(parents=True)
     result = index(index_config(root, parts, update=corpus, keep_versions=2))
   assert (result.version, result.pruned) == (4, (2,))
   assert result.summary().endswith("1 old versions removed: 2")
-  assert versions.numbers(root / "index") == versions.numbers(root / "passages") == [0, 3, 4]
+  assert versions.numbers(root / "index") == [0, 3, 4]
+  assert sorted(p.name for p in (root / "index/versions").iterdir()) == ["000003", "000004"]
+  assert versions.numbers(root / "passages") == [0, 1, 2, 3, 4]  # others may have been retrieved from
   assert index(index_config(root, parts, rollback=True)).version == 3
   with pytest.raises(UserError, match="version 2, which 3 was made from, was removed"):
     index(index_config(root, parts, rollback=True))

@@ -6,6 +6,7 @@ from typing import Any
 from radit_jax import files, hosts, runs, versions
 from radit_jax.config import IndexConfig
 from radit_jax.data.corpus import PassageStore
+from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_encoder
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval import milvus_client
@@ -72,6 +73,12 @@ def index(
   wanted = index_recipe(config, inputs)
   wish = Wish(config.leaves_to_search, config.reorder, config.target_recall)
   current = versions.current(config.index)
+  if versions.current_number(config.index) and not (current / files.MANIFEST).exists():
+    raise UserError(
+      f"{current}: missing or not whole, and {versions.CURRENT} says that it is read; write the number of another "
+      f"version into {config.index}/{versions.CURRENT} ({', '.join(map(str, versions.numbers(config.index)))}), or "
+      "remove the directory to build anew"
+    )
   if not runs.finished(current, "index", wanted):
     if config.milvus_uri is not None:
       milvus_client.connect(config.milvus_uri).close()  # before hours of encoding

@@ -129,7 +129,9 @@ def update(config: IndexConfig, *, progress: Progress = silent) -> UpdateResult:
   root = pathlib.Path(config.index)
   if not root.is_dir():
     raise UserError(f"{root}: no such directory; `radit index` without --update makes the index")
-  with owned(root):
+  passages = PassageStore(config.passages).root
+  # Other indexes may be of the same passages, and updated at the same time.
+  with owned(root), owned(passages):
     number = versions.current_number(root)
     base = versions.directory(root, number)
     manifest = files.read_manifest(base, "index", verify="full")
@@ -166,7 +168,6 @@ def update(config: IndexConfig, *, progress: Progress = silent) -> UpdateResult:
       if mine and passed:
         _read_from_now_on(root, made, after)
         pruned = tuple(versions.prune(root, config.keep_versions, {made, number}))
-        _prune_passages(root, after, config.keep_versions)
     made_of = files.read_manifest(versions.directory(root, made), "index")
     return UpdateResult(
       config.index,
@@ -190,7 +191,7 @@ def rollback(config: IndexConfig) -> RollbackResult:
     UserError: the current version is the first one, or the one it was made from is no longer there or damaged.
   """
   root = pathlib.Path(config.index)
-  with owned(root):
+  with owned(root), owned(PassageStore(config.passages).root):
     number = versions.current_number(root)
     manifest = files.read_manifest(versions.directory(root, number), "index")
     if "base" not in manifest:
@@ -329,16 +330,6 @@ def _read_from_now_on(root: pathlib.Path, number: int, passages: PassageStore) -
   for path, version in ((root, number), (passages.root, passages.version)):
     if versions.current_number(path) != version:
       versions.make_current(path, version)
-
-
-def _prune_passages(root: pathlib.Path, passages: PassageStore, keep: int) -> None:
-  """Removes old versions of the passages that no version of the index is of."""
-  of = {
-    files.read_manifest(versions.directory(root, n), "index")["passages_fingerprint"] for n in versions.numbers(root)
-  }
-  there = versions.numbers(passages.root)
-  needed = [n for n in there if PassageStore(passages.root, version=n).fingerprint in of]
-  versions.prune(passages.root, keep, needed)
 
 
 class _Texts(Sequence[str]):
