@@ -239,8 +239,9 @@ def stop_in(
     result |= {"reached": reached(out), "saved": intact(out)}
   result["again"] = start(wanted, file).wait()
   if verb_of(wanted).startswith("train"):
-    tune(world.config(kind, root / "whole", steps=12, evaluate_every=6))
-    result["same"] = outcome(out) == outcome(root / "whole")
+    whole = world.root / f"whole-{kind}"  # trained by the first call
+    tune(world.config(kind, whole, steps=12, evaluate_every=6))
+    result["same"] = outcome(out) == outcome(whole)
   return result
 
 
