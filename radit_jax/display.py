@@ -27,7 +27,8 @@ def quiet_libraries() -> None:
   }.items():
     os.environ.setdefault(name, value)
   for name in ("absl", "orbax", "tensorflow_datasets", "grain"):
-    logging.getLogger(name).setLevel(logging.ERROR)
+    # Orbax logs with its traceback what it raises too, and one line tells that.
+    logging.getLogger(name).setLevel(logging.CRITICAL if name == "absl" else logging.ERROR)
   own = logging.getLogger("radit_jax")
   if not any(isinstance(handler, _OneLine) for handler in own.handlers):
     own.addHandler(_OneLine())

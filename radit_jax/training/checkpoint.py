@@ -5,7 +5,6 @@ import contextlib
 import errno
 import functools
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -39,11 +38,6 @@ def _in_short(e: Exception) -> str:
 
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:
   return {name: float(value) for name, value in metrics.items()}
-
-
-def _is_not_raised_too(record: logging.LogRecord) -> bool:
-  """Leaves out what orbax logs with its traceback: it raises that too, and one line tells it."""
-  return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _handler() -> Any:
@@ -96,7 +90,6 @@ class Checkpoints:
     seen = json.loads(hosts.exchange(json.dumps(intact))[0])
     self._leaves: dict[int, dict[str, str]] = {int(n): m["leaves"] for n, m in seen.items()}
     self._metrics: dict[int, dict[str, float]] = {int(n): m["metrics"] for n, m in seen.items()}
-    logging.getLogger("absl").addFilter(_is_not_raised_too)
     self._manager = ocp.CheckpointManager(
       self._root,
       item_handlers=_handler(),
