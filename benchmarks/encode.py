@@ -25,6 +25,7 @@ from page import table, write_section
 from workload import machine
 
 from radit_jax.data.squad import documents
+from radit_jax.display import quiet_libraries
 
 Encode = Callable[[list[str]], np.ndarray]
 
@@ -109,10 +110,11 @@ def main(config: Config) -> None:
   everything = [f"{p.article} {p.text}" for _, p in documents(config.squad)]
   texts = [everything[i] for i in np.linspace(0, len(everything) - 1, config.passages).astype(int)]
   context = multiprocessing.get_context("spawn")
-  pipes = {}
+  pipes, processes = {}, []
   for name, make, size in (("radit", ours, config.batch_size), ("torch", theirs, config.their_batch_size)):
     pipes[name], other = context.Pipe()
-    context.Process(target=serve, args=(other, make, path, size), daemon=True).start()
+    processes.append(context.Process(target=serve, args=(other, make, path, size), daemon=True))
+    processes[-1].start()
   first = {name: turn(pipe, texts) for name, pipe in pipes.items()}  # compiles, and warms up
   a, b = (first[name][1].astype(np.float64) for name in ("radit", "torch"))
   cosine = float(np.min(np.sum(a * b, axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))))
@@ -122,6 +124,8 @@ def main(config: Config) -> None:
       rates[name].append(len(texts) / turn(pipes[name], texts)[0])
   for pipe in pipes.values():
     pipe.send(None)
+  for process in processes:
+    process.join()
   median = {name: statistics.median(values) for name, values in rates.items()}
   ratios = sorted(x / y for x, y in zip(rates["radit"], rates["torch"], strict=True))
   cells = [f"{median[name]:.1f} ({min(rates[name]):.1f}–{max(rates[name]):.1f})" for name in pipes]
@@ -133,4 +137,5 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
   os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+  quiet_libraries()
   main(tyro.cli(Config))
