@@ -594,15 +594,10 @@ def lost(config: Config, root: pathlib.Path) -> str:
 
 
 def on_meshes(world: World, root: pathlib.Path, kind: Kind, sizes: tuple[int, ...], steps: int = 20) -> dict[str, Any]:
-  """A run that goes on over other numbers of devices, against one that stays on the first.
-
-  LSR's teacher is one that tells passages apart. An untrained generator's likelihoods are so alike that the divergence
-  is 0.002 to 0.02 nats at the usual temperature, of which float32's rounding is a large share.
-  """
+  """A run that goes on over other numbers of devices, against one that stays on the first."""
 
   def config(name: str) -> Any:
-    tuning = world.config(kind, root / name, steps=steps)
-    return dataclasses.replace(tuning, lm_temperature=1e-4) if kind == "lsr" else tuning
+    return world.config(kind, root / name, steps=steps)
 
   with devices(sizes[0]):
     tune(config("whole"))

@@ -17,10 +17,15 @@ LsrScore = Literal["prob", "token_prob", "log_prob", "token_log_prob"]
 LsrDirection = Literal["retriever_to_lm", "lm_to_retriever"]
 
 
+def _masked_max(x: Float[Array, "... K"], where: Bool[Array, "... K"]) -> Float[Array, "... 1"]:
+  """A constant to keep exp in range: the largest real entry, or 0 for a row without one. No gradient."""
+  top = jnp.max(jnp.where(where, x, -jnp.inf), axis=-1, keepdims=True)
+  return jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
+
+
 def _masked_log_sum_exp(x: Float[Array, "... K"], where: Bool[Array, "... K"]) -> Float[Array, "... 1"]:
   """log sum exp over the real entries, 0 for a row without one; finite gradients everywhere."""
-  top = jnp.max(jnp.where(where, x, -jnp.inf), axis=-1, keepdims=True)
-  top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
+  top = _masked_max(x, where)
   # The inner where keeps a padding slot's value out of exp, so that 0 * inf never meets in the gradient.
   total = jnp.sum(jnp.where(where, jnp.exp(jnp.where(where, x - top, 0.0)), 0.0), axis=-1, keepdims=True)
   real = jnp.any(where, axis=-1, keepdims=True)
@@ -124,6 +129,33 @@ def lsr_log_targets(
   return _masked_log_softmax(value / temperature, where)
 
 
+def _log_ratio(
+  logits: Float[Array, "... K"], log_p: Float[Array, "... K"], log_q: Float[Array, "... K"], where: Bool[Array, "... K"]
+) -> Float[Array, "... K"]:
+  """log(q/p), p the softmax of the logits, to more digits than log_q - log_p has where p and q are alike.
+
+  What all entries have in common is taken out first, as it would take the digits in which they differ.
+  """
+  ratio = (log_q - _masked_max(log_q, where)) - (logits - _masked_max(logits, where))
+  return ratio - _masked_log_sum_exp(log_p + ratio, where)
+
+
+def _divergence_terms(
+  p: Float[Array, "... K"], q: Float[Array, "... K"], log_ratio: Float[Array, "... K"]
+) -> Float[Array, "... K"]:
+  """p log(p/q) - p + q: over two distributions it sums to KL(p || q), and no term is negative.
+
+  The terms p log(p/q) of distributions that are alike have both signs and a hundred times their sum, which then is
+  float32's rounding; and tuning begins with a retriever and a generator that hardly tell passages apart.
+  """
+  near = jnp.abs(log_ratio) < 1.0
+  small, large = jnp.where(near, log_ratio, 0.0), jnp.where(near, 0.0, log_ratio)
+  series = jnp.ones_like(small)  # of exp(x) - 1 - x = x^2/2 (1 + x/3 (1 + x/4 (...))), to float32's last digit at 1
+  for n in range(11, 2, -1):
+    series = 1.0 + small / n * series
+  return jnp.where(near, p * (small * small / 2.0) * series, q - p - p * large)
+
+
 def lsr_loss(
   scores: Float[Array, "... K"],
   log_targets: Float[Array, "... K"],
@@ -138,7 +170,8 @@ def lsr_loss(
 
   Args:
     scores: ``[..., K]`` dot products of the query with each passage; the gradient flows through them.
-    log_targets: ``[..., K]`` from :func:`lsr_log_targets`, made with the same ``where``; no gradient flows into them.
+    log_targets: ``[..., K]`` log-probabilities, which :func:`lsr_log_targets` makes with the same ``where``; no
+      gradient flows into them.
     where: ``[..., K]`` bool, True for real passages.
     temperature: softmax temperature of ``p_R`` > 0.
     direction: ``"retriever_to_lm"`` is KL(p_R || p_LSR), the paper's; ``"lm_to_retriever"`` is KL(p_LSR || p_R).
@@ -161,12 +194,16 @@ def lsr_loss(
   """
   log_p = retriever_log_probs(scores, where=where, temperature=temperature)
   log_q = jax.lax.stop_gradient(jnp.asarray(log_targets, jnp.float32))
-  if where is not None:  # -inf minus -inf would be NaN in the gradient even where the product is masked
-    log_p, log_q = jnp.where(where, log_p, 0.0), jnp.where(where, log_q, 0.0)
+  real = jnp.ones(log_p.shape, bool) if where is None else where
+  # -inf minus -inf would be NaN in the gradient even where the product is masked
+  logits, log_p, log_q = (
+    jnp.where(real, x, 0.0) for x in (jnp.asarray(scores, jnp.float32) / temperature, log_p, log_q)
+  )
+  log_ratio = _log_ratio(logits, log_p, log_q, real)
   if direction == "retriever_to_lm":
-    terms = jnp.exp(log_p) * (log_p - log_q)
+    terms = _divergence_terms(jnp.exp(log_p), jnp.exp(log_q), log_ratio)
   elif direction == "lm_to_retriever":
-    terms = jnp.exp(log_q) * (log_q - log_p)
+    terms = _divergence_terms(jnp.exp(log_q), jnp.exp(log_p), -log_ratio)
   else:
     raise ValueError(f'direction = {direction!r}: must be "retriever_to_lm" or "lm_to_retriever"')
   return jnp.sum(terms, axis=-1, where=where)

@@ -203,10 +203,11 @@ def test_what_is_not_finite_never_gets_into_the_parameters(tmp_path, name, said,
 
 
 @pytest.mark.fault
-def test_a_run_goes_on_over_other_devices(world, tmp_path):
+@pytest.mark.parametrize("kind", ["ralt", "lsr"])
+def test_a_run_goes_on_over_other_devices(world, tmp_path, kind):
   import faults
 
-  found = faults.on_meshes(world, tmp_path, "ralt", (8, 4, 1), steps=6)
+  found = faults.on_meshes(world, tmp_path, kind, (8, 4, 1), steps=6)
   assert found["same"]
   assert found["apart"] <= 1e-6
 

@@ -112,6 +112,24 @@ def test_lsr_objective_is_the_sum_of_its_questions(encoders, batch):
   np.testing.assert_allclose(float(total), expected, rtol=1e-4)
 
 
+def test_what_all_passages_have_in_common_is_nothing_to_lsr(encoders, batch):
+  """Embeddings of any language model share most of their length: a score then has few digits for what differs."""
+  # In steps of 1/1024, of which float32 holds the sums with 64 exactly.
+  embeddings = np.round(batch.passage_embeddings * 1024) / 1024
+  plain, shifted = (
+    dataclasses.replace(batch, passage_embeddings=np.asarray(x, np.float32)) for x in (embeddings, embeddings + 64)
+  )
+
+  def loss(encoder, batch):
+    return LSR(encoder, batch)[0]
+
+  one, other = (jax.jit(jax.value_and_grad(loss))(encoders.query_encoder, b) for b in (plain, shifted))
+  np.testing.assert_allclose(one[0], other[0], rtol=1e-6)
+  largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(one[1]))
+  for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(other[1]), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5 * largest, rtol=0)
+
+
 def test_a_gold_passage_in_another_list_is_no_negative(encoders, batch):
   """Question 0's gold passage also stands in question 1's list: the copy must not be pushed away."""
   rows = batch.passage_rows.copy()

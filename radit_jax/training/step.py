@@ -97,11 +97,18 @@ def ralt_objective(generator: Generator, batch: ParallelContextBatch) -> tuple[A
 
 
 def _passage_scores(query_encoder: Callable[..., Array], batch: LSRBatch) -> Array:
-  """s(q, c) of eq. 1, ``[B, K]`` float32; HIGHEST, or a TPU would multiply in bfloat16."""
+  """s(q, c) of eq. 1 less its mean over the passages of q, ``[B, K]`` float32, 0 where there is no passage.
+
+  p_R is the same for it. What a question's passages have in common is most of their scores, and would take the digits
+  in which they differ. HIGHEST, or a TPU would multiply in bfloat16.
+  """
   queries = query_encoder(batch.query_tokens, batch.query_mask).astype(jnp.float32)
   # Only the query encoder learns (the paper, section 2.3), even where the passages were encoded in the same graph.
   passages = jax.lax.stop_gradient(batch.passage_embeddings)
-  return jnp.einsum("be,bke->bk", queries, passages, precision=jax.lax.Precision.HIGHEST)
+  real = batch.context_mask[..., None]
+  common = jnp.mean(passages, axis=1, keepdims=True, where=real)
+  apart = jnp.where(real, passages - common, 0.0)
+  return jnp.einsum("be,bke->bk", queries, apart, precision=jax.lax.Precision.HIGHEST)
 
 
 def lsr_objective(
@@ -269,10 +276,17 @@ def new_state(trained: Any, optimizer: optax.GradientTransformation) -> TrainSta
   return TrainState(trained, moments, none, jnp.zeros_like(none))
 
 
-def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[TrainState, Any]:
+def init_state(
+  model: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, donate: bool = False
+) -> tuple[TrainState, Any]:
   """A state on the mesh, parameters and moments sharded alike, and the frozen part of the model.
 
-  The caller's model stays usable; a frozen part that lies on the mesh already is shared with it, not copied.
+  Args:
+    model: a frozen part that lies on the mesh already is shared with it, not copied.
+    optimizer: gives the moments.
+    mesh: what the model need not lie on yet.
+    donate: what is trained of the model and lies on the mesh already becomes the state's, and the caller's arrays are
+      deleted; else the devices hold it twice for as long as the caller keeps the model.
   """
 
   def make(trained: Any) -> TrainState:
@@ -281,7 +295,12 @@ def init_state(model: Any, optimizer: optax.GradientTransformation, mesh: Mesh) 
   # Placed before jit: a model on one device must not fix the program to that device.
   trained, frozen = partition(sharding.place(model, sharding.parameter_shardings(model, mesh)))
   shardings = sharding.parameter_shardings(jax.eval_shape(make, trained), mesh)
-  return jax.jit(make, out_shardings=shardings)(trained), frozen
+  return jax.jit(make, out_shardings=shardings, donate_argnums=0 if donate else ())(trained), frozen
+
+
+def described(state: Any) -> Any:
+  """Shapes, types and shardings of a state, for one that is to be restored in its place."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 def microbatches(batch: Any, count: int) -> Any:
