@@ -71,6 +71,8 @@ def resumed(directory):
   """Step and state that a new process would continue from."""
   checkpoints = open_on_one(directory)
   try:
+    if checkpoints.newest() is None:
+      return 0, None
     return checkpoints.resume(jax.tree.map(jnp.zeros_like, state_of(0)))
   finally:
     checkpoints.close()

@@ -80,7 +80,7 @@ def test_rankings_are_those_of_the_whole_index(tuned, made, parts):  # noqa: F81
   ranks = [first_hit(e.gold_rows, e.answers, rows.tolist(), str) for e, rows in zip(examples, found, strict=True)]
   assert dev[0]["dev"]["mrr"] == pytest.approx(np.mean([1 / (r + 1) if r < 5 else 0 for r in ranks]))
   assert dev[0]["dev"]["recall"] == pytest.approx(np.mean([r < 5 for r in ranks]))
-  best = max(dev[1:], key=lambda line: (line["dev"]["mrr"], line["step"]))
+  best = max(dev[1:], key=lambda line: (line["dev"]["mrr"], -line["step"]))
   assert result.best_step == best["step"]
   assert result.best_dev_loss == best["dev_loss"]
   found = {step.number: step.manifest["metrics"] for step in manifests.steps(root / "checkpoints")}

@@ -14,6 +14,8 @@ import pytest
 from radit_jax.config import LoopConfig, MeshConfig, OptimizerConfig
 from radit_jax.errors import Preempted, TrainingError, UserError
 from radit_jax.sharding import make_mesh
+from radit_jax.training import manifests
+from radit_jax.training.checkpoint import Checkpoints
 from radit_jax.training.loop import train
 from radit_jax.training.metrics import read_metrics
 from radit_jax.training.step import init_state, make_optimizer, train_step
@@ -223,6 +225,94 @@ def _away(start):
   for step in itertools.count(start):
     ids, points = batch_of(step)
     yield ids, Points(points.x, -points.y)
+
+
+def test_patience_counts_equal_ratings_alike_before_and_after_a_restart(tmp_path):
+  def alike(first):
+    return lambda model: {"exact_match": 0.5}
+
+  def go(name, source=batches):
+    done = run(
+      tmp_path / name, steps=30, source=source, examine=alike, evaluate_every=2, patience=3, select="exact_match"
+    )
+    return done.steps, done.best_step
+
+  def killed(start):
+    for step in itertools.count(start):
+      if step == 7:
+        raise KeyboardInterrupt
+      yield batch_of(step)
+
+  whole = go("whole")
+  with pytest.raises(KeyboardInterrupt):
+    go("cut", killed)
+  assert go("cut") == whole == (8, 2)
+  assert go("cut") == whole  # what has ended is not continued
+
+
+def test_a_figure_that_is_not_finite_is_told_as_null_and_kept_out_of_the_manifest(tmp_path):
+  def broken(first):
+    return lambda model: {"exact_match": float("nan"), "answer_log_likelihood": -1.0}
+
+  result = run(tmp_path, examine=broken)
+  assert np.isfinite(result.best_dev_loss)
+  for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+    told = json.loads(line, parse_constant=pytest.fail)  # NaN is no JSON
+    if "dev" in told:
+      assert told["dev"] == {"exact_match": None, "answer_log_likelihood": -1.0}
+  kept = manifests.steps(tmp_path / "checkpoints")[-1].manifest["metrics"]
+  assert kept.keys() == {"dev_loss", "answer_log_likelihood"}
+
+
+def test_the_devices_hold_weights_and_two_moments_and_nothing_twice(tmp_path):
+  """While training, while a run is continued, and while the best step is brought back at the end of it."""
+  size = 1_000_000
+
+  def held():
+    seen = {s.data.unsafe_buffer_pointer(): s.data.nbytes for x in jax.live_arrays() for s in x.addressable_shards}
+    return sum(seen.values()) / (4 * size)
+
+  def objective(model, batch):
+    return jnp.sum((model.w[:3] * batch.x - 1.0) ** 2), jnp.float32(8)
+
+  calls = itertools.count()
+
+  def falling(first):
+    return lambda model: {"exact_match": -float(next(calls))}
+
+  def go(steps):
+    seen, model = [], Linear(jnp.zeros(size))
+    result = train(
+      model,
+      objective,
+      batches,
+      total_steps=steps,
+      loop=LoopConfig(batch_size=8, log_every=1, evaluate_every=2, select="exact_match"),
+      optimizer=OPTIMIZER,
+      mesh=make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+      workdir=tmp_path,
+      dev_batches=lambda: [batch_of(10_000)],
+      examine=falling,
+      progress=lambda *args, **figures: seen.append(held() - before),
+    )
+    assert result.best_step == 2  # so it was restored
+    return seen
+
+  before = held()
+  restored = []
+  whole = Checkpoints.restore
+
+  def restore(self, step, like):
+    state = whole(self, step, like)
+    restored.append(held() - before)
+    return state
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Checkpoints, "restore", restore)
+    first, again = go(4), go(6)
+  assert len(restored) == 3  # the best of the first, the newest and the best of the second
+  for share in (*first, *again, *restored):
+    assert share == pytest.approx(3, abs=0.1)
 
 
 def test_a_finished_run_is_measured_by_what_it_is_asked_to_select_by_now(tmp_path):

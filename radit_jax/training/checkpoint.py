@@ -99,11 +99,15 @@ class Checkpoints:
     self._background = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="manifest")
     self._sealing: concurrent.futures.Future[None] | None = None
 
+  def newest(self) -> int | None:
+    """The newest step; None before the first."""
+    return max(self._metrics, default=None)
+
   def best(self) -> int | None:
-    """Step of the best rating, the newest of equals; None before the first."""
+    """Step of the best rating, the first of equals, as patience counts from there; None before the first."""
     rated = {step: self.rating(metrics) for step, metrics in self._metrics.items()}
-    known = [(rating, -step) for step, rating in rated.items() if rating is not None]
-    return -min(known)[1] if known else None
+    known = [(rating, step) for step, rating in rated.items() if rating is not None]
+    return min(known)[1] if known else None
 
   def best_rating(self) -> float | None:
     """Rating of that step."""
@@ -236,8 +240,10 @@ class Checkpoints:
         manifests.remove(self._root / str(step))
 
   def resume(self, like: Any) -> tuple[int, Any]:
-    """Number and state of the newest intact step, with the shapes and shardings of ``like``; 0 and ``like`` before the
-    first.
+    """Number and state of the newest intact step; there must be one, see :meth:`newest`.
+
+    Args:
+      like: a state, or its arrays' shapes, types and shardings, which take no memory.
 
     Raises:
       UserError: the checkpoint holds other names or shapes.
@@ -255,9 +261,7 @@ class Checkpoints:
               manifests.set_aside(self._root / str(step), str(e))
           del self._metrics[step], self._leaves[step]
           self._manager.reload()
-    if damage is not None:
-      raise DamagedCheckpoint(f"{damage}; no other checkpoint is intact: remove {self._root} to begin anew")
-    return 0, like
+    raise DamagedCheckpoint(f"{damage}; no other checkpoint is intact: remove {self._root} to begin anew")
 
   def restore(self, step: int, like: Any) -> Any:
     """The state of a step, with the shapes and shardings of ``like``.

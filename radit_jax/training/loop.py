@@ -29,6 +29,7 @@ from radit_jax.training.step import (
   StepFigures,
   check_microbatches,
   combine,
+  described,
   evaluate_step,
   init_state,
   learning_rate,
@@ -108,7 +109,7 @@ def train(
 
   Args:
     model: any pytree of float arrays that ``objective`` understands; Variables in it that are no Params stay as they
-      are, and out of the checkpoints.
+      are, and out of the checkpoints. What is trained of it is given away: its arrays may be deleted.
     objective: see :data:`radit_jax.training.step.Objective`.
     batches: from a start step, ``(example ids, batch)`` of this process's rows.
     total_steps: steps of the whole run; sets the schedule.
@@ -135,13 +136,17 @@ def train(
   # On the host, all at once: computed when it is logged, a rate would queue behind the step that has just started.
   rates = np.asarray(jax.vmap(learning_rate(optimizer, total_steps))(jnp.arange(total_steps)))
   with meter("compile"):
-    state, frozen = init_state(model, make, mesh)
+    state, frozen = init_state(model, make, mesh, donate=True)
   measure = None if examine is None or dev_batches is None else examine(combine(state.model, frozen))
   data = {"total_steps": total_steps, "batch_size": loop.batch_size, "seed": loop.seed}
   checkpoints = Checkpoints(root / "checkpoints", keep=loop.keep, data=data, select=loop.select)
   try:
-    with meter("checkpoint"):
-      start, state = checkpoints.resume(state)
+    start = 0
+    if checkpoints.newest() is not None:
+      like = described(state)
+      del state  # what is restored takes its place on the devices
+      with meter("checkpoint"):
+        start, state = checkpoints.resume(like)
     step = saved = start
     # A run that was stopped while it evaluated has saved that step without its dev loss, and one that is continued with
     # another `select` without that.
@@ -167,6 +172,10 @@ def train(
 
     def settle() -> None:
       """Waits for the step that was started last, and logs it."""
+      with held:  # or the thread that ends this one could find nothing to log, and end it before it has
+        _settle()
+
+    def _settle() -> None:
       nonlocal pending
       done, pending = pending, None
       if done is None:
@@ -195,6 +204,8 @@ def train(
 
     def last_resort(name: str) -> str:
       if hosts.count() > 1:  # which would all have to come here to save
+        with held:
+          checkpoints.wait()  # of a save that all have begun
         return (
           f"stopped by {name} between step {step} and the next; the same command continues from the last checkpoint"
         )
@@ -225,7 +236,8 @@ def train(
           found = {} if measure is None else measure(whole)
         writer.write(step, dev_loss=loss, **({"dev": {**seen, **found}} if seen or found else {}))
         # A checkpoint without a finite loss may be continued, but it is never the best one.
-        return {**found, "dev_loss": loss} if math.isfinite(loss) else None
+        finite = {name: value for name, value in found.items() if math.isfinite(value)}
+        return {**finite, "dev_loss": loss} if math.isfinite(loss) else None
 
       if start == 0:
         rate()
@@ -283,14 +295,17 @@ def train(
     best_step = checkpoints.best() if dev_batches is not None else step
     if best_step is None:
       raise TrainingError(f"{root}: no checkpoint with a finite dev loss after {step} steps")
+    nonfinite_steps = int(state.nonfinite_steps)
     if best_step != step:
-      state = checkpoints.restore(best_step, state)
+      like = described(state)
+      del state
+      state = checkpoints.restore(best_step, like)
     return TrainResult(
       model=combine(state.model, frozen),
       steps=step,
       best_step=best_step,
       best_dev_loss=checkpoints.dev_loss(best_step) if dev_batches is not None else None,
-      nonfinite_steps=int(state.nonfinite_steps),
+      nonfinite_steps=nonfinite_steps,
     )
   finally:
     checkpoints.close()
@@ -356,5 +371,4 @@ def check_same_kind(before: Any, after: Any) -> None:
 
 def _steps_without_improvement(checkpoints: Checkpoints, start: int, loop: LoopConfig) -> int:
   """Dev losses since the best one, so that patience survives a restart."""
-  best = checkpoints.best()
-  return 0 if best is None else math.floor((start - best) / loop.evaluate_every)
+  return (start - (checkpoints.best() or 0)) // loop.evaluate_every

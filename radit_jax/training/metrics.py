@@ -38,8 +38,7 @@ class MetricsWriter:
     """Adds a line; a number that JSON cannot hold (NaN, infinity) is written as null."""
     if not hosts.is_first():
       return
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-    line = json.dumps({"step": step, **clean}) + "\n"
+    line = json.dumps({"step": step, **_in_json(figures)}, allow_nan=False) + "\n"
     if files.in_bucket(self._path):
       self._text += line
       if "dev_loss" in figures or time.monotonic() - self._copied > _COPY_EVERY_S:
@@ -65,6 +64,12 @@ class MetricsWriter:
   def _copy(self) -> None:
     files.write_atomic(self._path, self._text)
     self._copied = time.monotonic()
+
+
+def _in_json(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {name: _in_json(part) for name, part in value.items()}
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
