@@ -7,6 +7,7 @@ Needs the extra `tpu` on an x86 Linux machine. The programs are those of `radit 
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -40,12 +41,9 @@ RUN = PlanConfig(
 )
 
 
-#: What is measured, remat, and whether the gradient reads what layers give when they are computed again.
-CASES: tuple[tuple[str, Remat, bool], ...] = (
-  ("none", "none", False),
-  ("full", "full", False),
-  ("full, each layer's last product too", "full", True),
-)
+#: Llama, whose gradient does not read the last product of a layer, and the same with what Gemma 2 and 3 have behind it.
+SHAPES = {"Llama": LLAMA, "norms behind the layers' parts too": dataclasses.replace(LLAMA, post_norms=True)}
+REMATS: tuple[Remat, ...] = ("none", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +68,6 @@ def models(generator: DecoderConfig) -> programs.Models:
   return programs.Models(generator, encoder, EmbeddingConfig(pooling="cls"))
 
 
-def _read_by_gradient(x: Any) -> Any:
-  """The same number, whose gradient needs it: a compiler cannot leave it out where it is computed again."""
-  return x if x is None else x + 1e-30 * x * x
-
-
 def flops_rows() -> Iterator[list[str]]:
   """Everything unrolled, as the compiler counts the body of a loop once, and plain attention, which reads T x T."""
   scan, checkpoint = jax.lax.scan, jax.checkpoint
@@ -82,29 +75,28 @@ def flops_rows() -> Iterator[list[str]]:
   rows = 4
   down = 2.0 * rows * TOKENS * LLAMA.num_layers * LLAMA.hidden_size * LLAMA.intermediate_size
 
-  def again(f: Callable[..., Any], read: bool, **options: Any) -> Callable[..., Any]:
+  def again(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Without a loop between them, barriers keep what is computed again apart from the first time."""
-    return checkpoint(
-      (lambda *x: jax.tree.map(_read_by_gradient, f(*x))) if read else f, **options | {"prevent_cse": True}
-    )
+    return checkpoint(f, **options | {"prevent_cse": True})
 
-  for name, remat, read in CASES:
+  for (name, shape), remat in itertools.product(SHAPES.items(), REMATS):
     config = dataclasses.replace(RUN, prompt_tokens=TOKENS // 2, generator_tuning=tuning(rows, remat))
     with (
       mock.patch.object(jax.lax, "scan", functools.partial(scan, unroll=True)),
-      mock.patch.object(jax, "checkpoint", functools.partial(again, read=read)),
+      mock.patch.object(jax, "checkpoint", again),
       mock.patch.object(parallel_context, "HEAD_CHUNK_TOKENS", 2**20),
       mock.patch.object(programs, "Decoder", functools.partial(Decoder, kind="plain")),
       jax.set_mesh(mesh),
     ):
-      program = programs.ralt(config, models(LLAMA), mesh)
+      program = programs.ralt(config, models(shape), mesh)
       counted = program.compile().cost_analysis()["flops"]
     # The plan counts keys up to a mean prompt; plain attention reads the whole row.
-    head = program.flops / 3 - flops.body_flops(LLAMA, rows * TOKENS, TOKENS // 4)
-    body = flops.body_flops(LLAMA, rows * TOKENS, TOKENS)
+    head = program.flops / 3 - flops.body_flops(shape, rows * TOKENS, TOKENS // 4)
+    body = flops.body_flops(shape, rows * TOKENS, TOKENS)
     model = 3 * (body + head)
-    needed = model + (body if read else body - down if remat == "full" else 0)
-    yield [name, f"{model / 1e12:.3f}", f"{counted / 1e12:.3f}", f"{counted / model:.3f}", f"{counted / needed:.3f}"]
+    again_too = 0.0 if remat == "none" else body if shape.post_norms else body - down
+    needed = model + again_too
+    yield [name, remat, f"{model / 1e12:.3f}", f"{counted / 1e12:.3f}", f"{counted / model:.3f}", f"{counted / needed:.3f}"]
 
 
 def full_logits(generator: Decoder, batch: ParallelContextBatch) -> tuple[jax.Array, jax.Array]:
@@ -150,7 +142,7 @@ def vocabulary_rows() -> Iterator[list[str]]:
 
 def main() -> None:
   config = tyro.cli(Config)
-  header = ["remat", "model TFLOP", "compiled TFLOP", "ratio", "over what remat must compute"]
+  header = ["shape", "remat", "model TFLOP", "compiled TFLOP", "ratio", "over what remat must compute"]
   write_section(config.write, "flops", table(header, list(flops_rows())))
   header = ["program", "logits of", "32k words, MiB", "128k words, MiB", "growth"]
   write_section(config.write, "vocabulary", table(header, list(vocabulary_rows())))
