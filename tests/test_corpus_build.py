@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,29 @@ def test_what_another_call_left_is_not_mixed_in(tmp_path, corpus, reference):
   assert other.work.exists()
   build(tmp_path / "p", corpus)
   assert content(tmp_path / "p") == reference
+
+
+@pytest.mark.parametrize("removes", ["write", "discard", "a call with other options"])
+def test_a_removal_that_was_stopped_is_not_continued(tmp_path, monkeypatch, corpus, reference, removes):
+  """Stopped where all that says "finished" is still there, and little of what it speaks of."""
+
+  def stop(path, **options):
+    for file in (p for p in pathlib.Path(path).rglob("*") if p.is_file() and p.suffix != ".json"):
+      file.unlink()
+    raise Killed
+
+  made = Build(tmp_path / "p", corpus, format="jsonl", limit=Limit(8), recipe={"a": 1}, **SMALL)
+  made.scan()
+  other = Build(tmp_path / "p", corpus, format="jsonl", limit=Limit(20), recipe={"a": 1}, **SMALL)
+  calls = {"write": lambda: made.write({"recipe": {"a": 1}}), "discard": made.discard}
+  with monkeypatch.context() as patched:
+    patched.setattr(shutil, "rmtree", stop)
+    with pytest.raises(Killed):
+      calls.get(removes, other.scan)()
+  assert list(made.work.glob("blocks/*.json"))
+  build(tmp_path / "p", corpus)
+  assert content(tmp_path / "p") == reference
+  assert not made.work.exists()
 
 
 def test_a_killed_process_leaves_nothing_that_matters(tmp_path, corpus, reference):

@@ -10,6 +10,7 @@ has the same bytes whoever made it, in however many processes.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -167,7 +168,7 @@ class Build:
   def _open(self) -> None:
     recipe = self.work / _RECIPE
     if self.work.exists() and (not recipe.exists() or files.read_json(recipe) != self._recipe):
-      shutil.rmtree(self.work)
+      self._remove()
     (self.work / "blocks").mkdir(parents=True, exist_ok=True)
     files.write_json(recipe, self._recipe)
 
@@ -216,7 +217,7 @@ class Build:
       known=known,
     )
     files.replace_directory(out, self.path)
-    shutil.rmtree(self.work)
+    self._remove()
     return counts
 
   def pieces(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -237,10 +238,16 @@ class Build:
   def discard(self) -> None:
     """Removes the work directory, and the directories above it that were made for it."""
     self.close()
-    shutil.rmtree(self.work, ignore_errors=True)
+    with contextlib.suppress(OSError):
+      self._remove(ignore_errors=True)
     for directory in self._created:
       if directory.is_dir() and not any(directory.iterdir()):
         directory.rmdir()
+
+  def _remove(self, *, ignore_errors: bool = False) -> None:
+    """Removes the work directory. Without its recipe nobody continues what a signal or a kill leaves of it."""
+    (self.work / _RECIPE).unlink(missing_ok=True)
+    shutil.rmtree(self.work, ignore_errors=ignore_errors)
 
   def _shards(self, merged: Merged) -> list[list[tuple[int, tuple[int, int]]]]:
     """Blocks of each shard, with the places of what they leave out in the list of that; no shard without a row."""
