@@ -76,6 +76,7 @@ def prune(path: str | os.PathLike[str], keep: int, needed: Collection[int] = ())
     keep: how many of the newest stay, beside the first one.
     needed: others that stay.
   """
+  remove_leftovers(path)
   gone = [n for n in numbers(path)[1:][:-keep] if n not in needed]
   for number in gone:
     # Without its manifest it is no version any more, even if this is interrupted.
@@ -85,6 +86,17 @@ def prune(path: str | os.PathLike[str], keep: int, needed: Collection[int] = ())
     if left.name.isdecimal() and int(left.name) < newest and not (left / files.MANIFEST).exists():
       shutil.rmtree(left)
   return gone
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+  """Removes what killed calls have left of the work on finished versions; for whoever alone makes versions.
+
+  It lies beside them, under names of theirs behind a dot or two, as ``.000001.work``.
+  """
+  finished = {directory(path, number).name for number in numbers(path)[1:]}
+  for left in (pathlib.Path(path) / VERSIONS).glob(".*"):
+    if left.is_dir() and left.name.lstrip(".").split(".")[0] in finished:
+      shutil.rmtree(left)
 
 
 def removed_rows(version: pathlib.Path, manifest: dict[str, Any]) -> Int[np.ndarray, "M"]:

@@ -122,6 +122,25 @@ def test_any_sequence_of_updates_is_what_prepare_would_make(tmp_path_factory, se
     assert revised(store, root, same, delete_missing=True) is store  # the same in any order changes nothing
 
 
+def test_what_a_killed_call_left_of_a_finished_version_goes(tmp_path, monkeypatch):
+  class Killed(BaseException):
+    pass
+
+  def stop(self):
+    raise Killed
+
+  store = first_store(tmp_path, [one("a", "One.")])
+  with monkeypatch.context() as patched:
+    patched.setattr(Build, "discard", stop)
+    with pytest.raises(Killed):
+      revised(store, tmp_path, [one("b", "Two.")])
+  assert (store.root / "versions/.000001.work").exists()
+  under_way = store.root / "versions/.000003.work"
+  under_way.mkdir()
+  assert revised(store, tmp_path, [one("b", "Two.")]).version == 1
+  assert sorted(p.name for p in (store.root / "versions").iterdir()) == [".000003.work", "000001"]
+
+
 def one(name, text, **metadata):
   return {"id": name, "title": "", "text": text, "metadata": metadata}
 

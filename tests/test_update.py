@@ -150,6 +150,8 @@ def test_old_versions_are_removed_and_counted(root, parts, tmp_path):
     corpus = write_lines(tmp_path / "u.jsonl", [{"id": "x", "text": f"Text {n}."}])
     if n == 3:  # as a call leaves it that was killed while it removed
       (root / "index/versions/000001/left").mkdir(parents=True)
+      for left in (".000003.encoded", "..000003.embeddings.part", ".000002.embeddings"):
+        (root / "index/versions" / left).mkdir()
     result = index(index_config(root, parts, update=corpus, keep_versions=2))
   assert (result.version, result.pruned) == (4, (2,))
   assert result.summary().endswith("1 old versions removed: 2")

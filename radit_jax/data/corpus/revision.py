@@ -73,6 +73,7 @@ def revise(base: PassageStore, revision: Revision, *, progress: Progress = silen
       the id of a document that was removed, or a passage that another document shares with one that changes.
   """
   files.read_manifest(base.path, "passages", verify="full")
+  versions.remove_leftovers(base.root)  # a call that was killed at its very end does not come back to its own
   there = versions.numbers(base.root)
   path = versions.directory(base.root, there[-1] + 1)
   asked = {k: v for k, v in vars(revision).items() if k in ("corpus", "format", "on_error", "sources")}
