@@ -1,6 +1,7 @@
 """Faults planted into real small runs, each named by `radit doctor`; a healthy run, of which nothing is found."""
 
 import dataclasses
+import errno
 import json
 import pathlib
 import shutil
@@ -13,8 +14,10 @@ from test_verbs import PROMPT, generator_config, made, retriever_config  # noqa:
 from radit_jax import cli, files
 from radit_jax import config as c
 from radit_jax.data.examples import RetrievedStore, ScoreStore, write_retrieved, write_scores
-from radit_jax.errors import UserError
+from radit_jax.errors import TrainingError, UserError
 from radit_jax.models.pretrained import fingerprint
+from radit_jax.training import metrics as training_metrics
+from radit_jax.training.checkpoint import Checkpoints
 from radit_jax.verbs.causes import causes
 from radit_jax.verbs.doctor import doctor
 from radit_jax.verbs.train_generator import train_generator
@@ -188,6 +191,28 @@ def test_steps_that_cannot_be_run_again_here_are_a_note(healthy, monkeypatch, er
   result = doctor(c.DoctorConfig(str(healthy[1])))
   assert result.findings == ()
   assert result.notes[-1].endswith(f"no steps run again: {error}")
+
+
+def full(*args, **figures):
+  raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("module", "name"), [(Checkpoints, "_check_room"), (training_metrics, "open")])
+def test_a_copy_that_the_disk_does_not_take_is_a_note(healthy, monkeypatch, module, name):
+  monkeypatch.setattr(module, name, full, raising=False)
+  result = doctor(c.DoctorConfig(str(healthy[1])))
+  assert result.findings == ()
+  assert "no steps run again: " in result.notes[-1]
+  assert "No space left on device" in result.notes[-1]
+
+
+def test_steps_that_do_not_go_on_are_a_finding(healthy, monkeypatch):
+  def diverged(*args):
+    raise TrainingError("step 5: loss nan is not finite")
+
+  monkeypatch.setattr(sys.modules[doctor.__module__], "_again", diverged)
+  result = doctor(c.DoctorConfig(str(healthy[1])))
+  assert "cannot be run again: step 5: loss nan is not finite" in result.findings[-1]
 
 
 def test_a_generator_is_run_again_too_and_another_result_is_corruption(made, parts, tmp_path):  # noqa: F811

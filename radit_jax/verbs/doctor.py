@@ -223,9 +223,10 @@ def _rerun(place: pathlib.Path, progress: Progress) -> tuple[list[str], list[str
     return ["no steps run again: no step was logged"], []
   try:
     one, other = (_again(verb, config, place, start, target, progress) for _ in range(2))
-  except (DamagedCheckpoint, TrainingError) as e:
-    return [], [f"step {start + 1} cannot be run again: {e}"]
-  except (UserError, OSError) as e:  # of what it was given, or of room for the copy: it says nothing of the steps
+  except (UserError, OSError, TrainingError) as e:
+    # What it was given, or a file of the copy that cannot be written, which has a cause: it says nothing of the steps.
+    if isinstance(e, DamagedCheckpoint) or (isinstance(e, TrainingError) and e.__cause__ is None):
+      return [], [f"step {start + 1} cannot be run again: {e}"]
     return [f"no steps run again: {e}"], []
   told = [f"steps {start + 1} to {target} were run again, twice"]
   wrong = [
