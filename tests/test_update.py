@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from privileges import held_to_modes
 from test_revision import first_store, revised
-from test_verbs import index_config, retrieve_config, retriever_config
+from test_verbs import generator_config, index_config, retrieve_config, retriever_config
 from tiny import documents, questions, write_lines
 
 from radit_jax import cli, files, versions
@@ -33,6 +33,7 @@ from radit_jax.verbs.bm25 import bm25
 from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import prepare, read_split
 from radit_jax.verbs.retrieve import retrieve
+from radit_jax.verbs.train_generator import train_generator
 from radit_jax.verbs.train_retriever import train_retriever
 
 
@@ -290,6 +291,23 @@ def test_a_retriever_is_tuned_on_what_was_retrieved_before_the_corpus_changed(ro
   index(index_config(root, parts, update=changed_corpus(tmp_path / "c.jsonl"), delete_missing=True))
   train_retriever(retriever_config(root, parts, tmp_path / "run", loss="contrastive", scores=None, dev_scores=None))
   assert files.read_json(tmp_path / "run/run.json")["recipe"]["inputs"]["index"] == before
+
+
+@pytest.mark.parametrize(
+  ("tune", "config", "changes"),
+  [
+    (train_generator, generator_config, {"method": "ralt"}),
+    (train_generator, generator_config, {"method": "it"}),
+    (train_retriever, retriever_config, {"loss": "contrastive", "scores": None, "dev_scores": None}),
+  ],
+)
+def test_a_tuning_reads_one_version_of_the_passages(root, parts, tmp_path, tune, config, changes):
+  retrieve(retrieve_config(root, parts, split="dev", k=8))
+  index(index_config(root, parts, update=changed_corpus(tmp_path / "c.jsonl"), delete_missing=True))
+  retrieve(retrieve_config(root, parts, k=8))
+  old, new = (RetrievedStore(root / "retrieved" / split).manifest["passages"][:12] for split in ("dev", "train"))
+  with pytest.raises(UserError, match=rf"dev: .* {old}, .*train from {new}; retrieve both with the same index"):
+    tune(config(root, parts, tmp_path / "run", **changes))
 
 
 def test_bm25_does_not_find_what_went(root, parts, tmp_path):

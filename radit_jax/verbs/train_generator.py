@@ -75,17 +75,17 @@ def train_generator(config: TrainGeneratorConfig, *, progress: Progress = silent
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: k above the passages retrieved, foreign stores, a batch size the mesh does not divide.
+    UserError: k above the passages retrieved, foreign stores or those of two versions of the passages, a batch size the
+      mesh does not divide.
     TrainingError: repeated non-finite steps.
     Preempted: SIGTERM; the state is saved.
   """
   root = files.location(config.workdir)
-  passages = PassageStore(config.passages)
   stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
   for name, store in stores.items():
     if config.method == "ralt" and config.k > store.manifest["k"]:
       raise UserError(f"k = {config.k} passages per example, the {name} store holds {store.manifest['k']}; lower --k")
-    passages = version_of(store.manifest["passages"], passages, str(store.path))
+  passages = version_of(tuning.passages_of(**stores), PassageStore(config.passages), config.retrieved)
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
   inputs = {

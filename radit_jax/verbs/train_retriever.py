@@ -87,7 +87,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   root = files.location(config.workdir)
   stores = {"train": RetrievedStore(config.retrieved), "dev": RetrievedStore(config.dev_retrieved)}
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
-  of = stores["train"].manifest["passages"]
+  of = tuning.passages_of(**stores)
   index = load_index(
     config.index,
     verify="sizes",
@@ -99,11 +99,6 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
   for name, store in stores.items():
     if config.k > store.manifest["k"]:
       raise UserError(f"k = {config.k} passages per question, the {name} store holds {store.manifest['k']}; lower --k")
-    if store.manifest["passages"] != of:
-      raise UserError(
-        f"{store.path}: retrieved from the passages {store.manifest['passages'][:12]}, {stores['train'].path} from "
-        f"{of[:12]}; retrieve both with the same index"
-      )
     if config.loss == "distill" and "cross_encoder" not in store.manifest:
       raise UserError(
         f"{store.path}: its scores are a query encoder's, and no teacher; `radit rerank --cross-encoder` makes a store "

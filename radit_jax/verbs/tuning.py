@@ -14,6 +14,7 @@ from jaxtyping import Int
 from radit_jax import files, hosts, runs, sharding
 from radit_jax.config import Dtype, LoopConfig, LoraConfig, TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.batches import RowLengths
+from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.mixture import Mixture
 from radit_jax.data.packing import PackedPlan, Packing, most_segments, packed_in_order, tightest, with_prefixes
 from radit_jax.data.plan import Order, PlannedBatch, RunPlan, epoch_order, plan_in_order, row_multiple
@@ -61,6 +62,21 @@ class Plans:
   dev: Sequence[PlannedBatch]
   dev_size: int
   segments: int = 2
+
+
+def passages_of(train: RetrievedStore, dev: RetrievedStore) -> str:
+  """Fingerprint of the passages that training and dev examples were retrieved from.
+
+  Raises:
+    UserError: they are not the same.
+  """
+  one, other = train.manifest["passages"], dev.manifest["passages"]
+  if one != other:
+    raise UserError(
+      f"{dev.path}: retrieved from the passages {other[:12]}, {train.path} from {one[:12]}; "
+      "retrieve both with the same index"
+    )
+  return str(one)
 
 
 def make_plans(
