@@ -119,6 +119,19 @@ def test_questions_without_gold_passages_need_the_passages(made, parts, tmp_path
   assert 0 < lines(tmp_path / "b", "dev_loss")[0]["dev"]["recall"] < 1  # towns are named in several passages
 
 
+@pytest.mark.parametrize("options", [{"select": "exact_match"}, {"dev_questions": 2}])
+def test_plain_text_has_nothing_to_answer(made, parts, tmp_path, monkeypatch, options):  # noqa: F811
+  many = RetrievedStore.many
+  monkeypatch.setattr(
+    RetrievedStore, "many", lambda self, rows: [dataclasses.replace(e, category="text") for e in many(self, rows)]
+  )
+  loop = dataclasses.replace(LOOP, **options)
+  with pytest.raises(UserError, match=r"retrieved/dev: plain text is all that was drawn \([24] of 4") as error:
+    train_generator(generator_config(made, parts, tmp_path / "run", loop=loop))
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(("first", "together"), [(True, False), (False, False), (False, True)])
 def test_every_process_searches_rows_that_lie_with_all_and_else_the_first(first, together, monkeypatch):
   searched, told = [], []

@@ -52,11 +52,21 @@ def answering(
     prompt: that the tuning trains on.
     tokenizer: the generator's.
     mesh: the generator lies on it.
+
+  Raises:
+    UserError: answers are asked for, and all that was drawn of the dev examples is plain text.
   """
   number = num_questions(config.loop)
   if number is None:
     return None
-  examples = [e for e in dev.many(sample(len(dev), number, config.loop.seed)) if e.category != "text"]
+  drawn = dev.many(sample(len(dev), number, config.loop.seed))
+  examples = [e for e in drawn if e.category != "text"]
+  if not examples:
+    raise UserError(
+      f"{config.dev_retrieved}: plain text is all that was drawn ({len(drawn)} of {len(dev)} examples), so "
+      f"--loop.dev-questions and --loop.select {config.loop.select} have no question to answer; "
+      "draw more, or leave both out"
+    )
   mode = "retrieval" if config.method == "ralt" else "closed_book"
   queries = [make_query(e, passages, mode=mode, k=config.k) for e in examples]
 
