@@ -171,6 +171,15 @@ def test_a_training_set_learnt_by_heart_and_a_rate_that_is_too_high():
   assert causes([*train, {"step": 0, "dev_loss": 2.0}, {"step": 10, "dev_loss": 1.0}], {}) == []
 
 
+def test_figures_that_were_not_finite_are_passed_over():
+  train = [{"step": s, "loss": 2.0, "lr": 1e-9, "nonfinite_steps": 0} for s in range(1, 4)]
+  measured = [{"moved": None, "rank_correlation": None}, {"moved": 1e-6, "rank_correlation": None}]
+  dev = [{"step": s, "dev_loss": 2.0, "dev": figures} for s, figures in enumerate([*measured, measured[0]])]
+  assert "has hardly moved (1 - cosine 1.0e-06)" in causes([*train, *dev], {})[0]
+  lost = [{**line, "dev": measured[0]} for line in dev]
+  assert "neither the training nor the dev loss moves" in causes([*train, *lost], {})[0]
+
+
 # Steps run again, and files.
 
 

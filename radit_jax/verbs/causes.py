@@ -133,7 +133,8 @@ def _of_retriever(train: Sequence[Line], options: Mapping[str, Any], *, flat: bo
 
 def _moved(dev: Sequence[Line]) -> float | None:
   """The furthest that the query encoder ever was from where it began; None of another kind of tuning."""
-  return max((line["dev"]["moved"] for line in dev if "moved" in line.get("dev", {})), default=None)
+  moved = (line.get("dev", {}).get("moved") for line in dev)
+  return max((value for value in moved if value is not None), default=None)  # null where it was not finite
 
 
 def _of_order(dev: Sequence[Line], options: Mapping[str, Any]) -> list[str]:
