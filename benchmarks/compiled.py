@@ -42,7 +42,7 @@ RUN = PlanConfig(
 
 
 #: Llama, whose gradient does not read the last product of a layer, and the same with what Gemma 2 and 3 have behind it.
-SHAPES = {"Llama": LLAMA, "norms behind the layers' parts too": dataclasses.replace(LLAMA, post_norms=True)}
+SHAPES = {"Llama": LLAMA, "Llama, with norms behind attention and feed-forward": dataclasses.replace(LLAMA, post_norms=True)}
 REMATS: tuple[Remat, ...] = ("none", "full")
 
 
@@ -95,8 +95,8 @@ def flops_rows() -> Iterator[list[str]]:
     body = flops.body_flops(shape, rows * TOKENS, TOKENS)
     model = 3 * (body + head)
     again_too = 0.0 if remat == "none" else body if shape.post_norms else body - down
-    needed = model + again_too
-    yield [name, remat, f"{model / 1e12:.3f}", f"{counted / 1e12:.3f}", f"{counted / model:.3f}", f"{counted / needed:.3f}"]
+    ratios = [counted / model, counted / (model + again_too)]
+    yield [name, remat, f"{model / 1e12:.3f}", f"{counted / 1e12:.3f}", *(f"{x:.3f}" for x in ratios)]
 
 
 def full_logits(generator: Decoder, batch: ParallelContextBatch) -> tuple[jax.Array, jax.Array]:

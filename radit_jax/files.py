@@ -84,6 +84,14 @@ def remove_leftovers(path: pathlib.Path) -> None:
       shutil.rmtree(left)
 
 
+def remove_directory(path: pathlib.Path) -> None:
+  """Removes a local directory; a kill meanwhile leaves no part of it under its name, and the next call the rest."""
+  dropped = path.parent / f".{path.name}.dropped"
+  if dropped.exists():
+    shutil.rmtree(dropped)
+  shutil.rmtree(path.rename(dropped))
+
+
 def _upload(source: pathlib.Path, target: pathlib.Path) -> None:
   """Copies the files of a directory into a bucket, in place of what is there."""
   if target.exists():

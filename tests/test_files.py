@@ -106,6 +106,25 @@ def test_a_signal_between_the_two_renames_leaves_what_was_there(tmp_path, monkey
   assert names(tmp_path) == ["out"]
 
 
+def test_a_removal_that_is_cut_short_leaves_nothing_under_the_name(tmp_path, monkeypatch):
+  def make():
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/result.json").touch()
+
+  def cut(path):
+    raise KeyboardInterrupt
+
+  make()
+  with monkeypatch.context() as patch:
+    patch.setattr(files.shutil, "rmtree", cut)
+    with pytest.raises(KeyboardInterrupt):
+      files.remove_directory(tmp_path / "model")
+  assert [p.name for p in tmp_path.iterdir()] == [".model.dropped"]
+  make()
+  files.remove_directory(tmp_path / "model")
+  assert not list(tmp_path.iterdir())
+
+
 def test_json_round_trip_and_what_json_cannot_hold(tmp_path):
   files.write_json(tmp_path / "f.json", {"a": [1, "ä"]})
   assert files.read_json(tmp_path / "f.json") == {"a": [1, "ä"]}

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -243,7 +242,7 @@ class Workdir:
     place = pathlib.Path(config.workdir if hasattr(config, "workdir") else config.out)
     with hosts.one_writes() as mine:
       if mine:
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        files.remove_directory(place) if place.is_dir() else place.unlink()
     return verb(config, progress=self.progress)
 
   def _cutting(self) -> dict[str, Any]:
