@@ -42,7 +42,10 @@ RUN = PlanConfig(
 
 
 #: Llama, whose gradient does not read the last product of a layer, and the same with what Gemma 2 and 3 have behind it.
-SHAPES = {"Llama": LLAMA, "Llama, with norms behind attention and feed-forward": dataclasses.replace(LLAMA, post_norms=True)}
+SHAPES = {
+  "Llama": LLAMA,
+  "Llama, with norms behind attention and feed-forward": dataclasses.replace(LLAMA, post_norms=True),
+}
 REMATS: tuple[Remat, ...] = ("none", "full")
 
 

@@ -224,7 +224,7 @@ def stop_in(
     wanted = world.config(kind, out, steps=12, evaluate_every=6)
   if phase == "compile":  # of a run that continues
     process = start(wanted, file)
-    while reached(out) < 2 and process.poll() is None:
+    while intact(out) < 6 and process.poll() is None:
       time.sleep(0.02)
     process.kill()
     process.wait()
