@@ -21,7 +21,7 @@ import radit_jax
 from radit_jax import config as configs
 from radit_jax import display, hosts, preemption
 from radit_jax.errors import Preempted, TrainingError, UserError
-from radit_jax.process import keep_heap, keep_programs
+from radit_jax.process import keep_heap, keep_programs, open_many_files
 
 #: Verb -> (module, function, config). A module is imported when its verb is called, so that --help is quick.
 VERBS: dict[str, tuple[str, str, type]] = {
@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = list(sys.argv[1:] if argv is None else argv)
   keep_heap()
   keep_programs()
+  open_many_files()
   try:
     with hosts.together(), _one_line_errors():
       _run(args)

@@ -1,9 +1,11 @@
 """What a program sets for its whole process before it computes."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import pathlib
+import resource
 import sys
 from collections.abc import MutableMapping
 
@@ -11,6 +13,8 @@ from collections.abc import MutableMapping
 # many heaps there are. Threads have heaps of their own by default, too small for large buffers.
 _HEAP = {"M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_MAX": (-4, 0), "M_ARENA_MAX": (-8, 1)}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
+#: Files open at once that are asked for: Linux maps about as many (vm.max_map_count), and more would be no use.
+_FILES = 2**16
 #: What JAX runs an accelerator with, and the device files of one.
 _ACCELERATORS = {
   "libtpu": ("accel[0-9]*", "vfio/[0-9]*"),
@@ -33,6 +37,19 @@ def keep_heap() -> None:
   if mallopt is not None:
     for option, value in _HEAP.values():
       mallopt(option, value)
+
+
+def open_many_files() -> None:
+  """Lets the process have as many files open as the system allows without asking, 65,536 at most.
+
+  Each shard of embeddings is one for as long as its index is open, and there are 32,768 passages to a shard: with the
+  1024 that most systems begin with, an index of 33 million passages could not be opened.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    with contextlib.suppress(OSError, ValueError):  # macOS takes less than it says
+      resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def keep_programs(environ: MutableMapping[str, str] = os.environ, devices: pathlib.Path = pathlib.Path("/dev")) -> None:

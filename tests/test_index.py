@@ -1,7 +1,11 @@
 """What is one for all backends: exact search, what building refuses, what loading notices."""
 
+import contextlib
+import itertools
 import json
+import os
 import pickle
+import resource
 import sys
 
 import numpy as np
@@ -14,6 +18,7 @@ from radit_jax.errors import UserError
 from radit_jax.retrieval import exact, scann
 from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import StoredIndex, load_index
+from radit_jax.retrieval.shards import shard_name
 
 
 def clustered(count, width, *, seed=0, scale=1.0):
@@ -191,6 +196,41 @@ def test_unknown_backend_and_missing_scann(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="use the backend exact"):
     build_index(clustered(3, 8), tmp_path / "index", backend="scann")
   assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def room_for(number):
+  """The process may open so many files more."""
+  there = {int(name) for name in os.listdir("/proc/self/fd")}
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  limit = next(n for n in itertools.count(number) if n - sum(fd < n for fd in there) == number)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+  try:
+    yield limit
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts open files in /proc")
+@pytest.mark.parametrize("backend", ["exact", "device"])
+def test_a_build_has_each_shard_open_once_and_says_where_too_few_may_be(tmp_path, backend):
+  stored = clustered(80, 8)
+  shards = tmp_path / "embeddings"
+  shards.mkdir()
+  for number in range(40):
+    np.save(shards / shard_name(number), stored[2 * number : 2 * number + 2])
+  recipe = {"count": 80, "dim": 8, "dtype": "float32", "shards": 40}
+  files.write_manifest(shards, "embeddings", recipe)
+  build_index(shards, tmp_path / "first", backend=backend)  # what it imports and compiles opens files too
+  with room_for(60):
+    build_index(shards, tmp_path / "index", backend=backend)
+    result = load_index(tmp_path / "index").search(stored[:5], 3)
+  np.testing.assert_array_equal(result.ids, oracle(stored, stored[:5], 3)[0])
+  with (
+    room_for(30) as limit,
+    pytest.raises(UserError, match=rf"40 files of embeddings, and .* may have {limit} files.*ulimit -n"),
+  ):
+    load_index(tmp_path / "index")
 
 
 def test_other_float_types_are_stored_as_float32(tmp_path):

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import resource
 import stat
 import subprocess
 import sys
@@ -107,6 +108,24 @@ def test_second_run_reads_the_first_ones_programs(parts, tmp_path):
   assert third == first
   assert log.count(hit) == 0
   assert {p.name for p in kept.glob("*-cache")} == set(programs)
+
+
+@pytest.mark.parametrize(("hard", "expected"), [(700, 700), (10**6, 65_536), (resource.RLIM_INFINITY, 65_536)])
+def test_as_many_files_may_be_open_as_the_system_allows(monkeypatch, hard, expected):
+  limits = [(256, hard)]
+  monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+  monkeypatch.setattr(resource, "setrlimit", lambda kind, limit: limits.append(limit))
+  process.open_many_files()
+  assert limits[1:] == [(expected, hard)]
+  process.open_many_files()
+  assert limits[1:] == [(expected, hard)]
+
+
+def test_the_program_raises_the_limit():
+  code = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300)); from radit_jax import cli; "
+  code += "cli.main(['--version']); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout.splitlines()[-1] == "(300, 300)"
 
 
 # What XLA does on a CPU: large buffers, taken and given back by a thread. Prints the pages the second one had to get.

@@ -143,14 +143,8 @@ def _build(
   state = _state(source, backend, shard_passages, removed)
   done = _resume(work, state)
   known = _take_over(embeddings, source, work)
-  shards = open_shards(work, source)
-  count, width = Rows(shards).shape
-  digest = hashlib.sha256()
-  if before is not None:
-    digest.update(before.manifest["embeddings_fingerprint"].encode())
-    shards = shards[before.manifest["shards"] :]
-  for _, block in Rows(shards, forget=True).blocks() if shards else ():  # before any backend sees them
-    digest.update(np.ascontiguousarray(block).data)
+  digest = _digest(work, source, before)  # before any backend sees them
+  count, width = source["count"], source["dim"]
   amended: dict[str, Any] = {}
   if len(removed):
     removed.astype(ROW).tofile(work / REMOVED)
@@ -191,7 +185,7 @@ def _build(
     "dtype": source["dtype"],
     "shards": source["shards"],
     **{name: source.get(name) or fields.get(name) for name in ("encoder_fingerprint", "passages_fingerprint")},
-    "embeddings_fingerprint": digest.hexdigest(),
+    "embeddings_fingerprint": digest,
     "metadata_fingerprint": known.get(METADATA),
     "parameters": parameters,
     "milvus_uri": milvus_uri,
@@ -240,6 +234,18 @@ def _take_over(embeddings: Any, source: dict[str, Any], work: pathlib.Path) -> d
     if files.link(pathlib.Path(embeddings) / name, work / name):
       known[name] = entry["sha256"]  # a copy is read back for its hash
   return known
+
+
+def _digest(work: pathlib.Path, source: dict[str, Any], before: Before | None) -> str:
+  """SHA-256 of all embeddings, those of the index before by what it says of them; each new one is looked at."""
+  digest = hashlib.sha256()
+  shards = open_shards(work, source)
+  if before is not None:
+    digest.update(before.manifest["embeddings_fingerprint"].encode())
+    shards = shards[before.manifest["shards"] :]
+  for _, block in Rows(shards, forget=True).blocks() if shards else ():
+    digest.update(np.ascontiguousarray(block).data)
+  return digest.hexdigest()
 
 
 def _take_searchers(before: Before, work: pathlib.Path) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """Shards of embeddings on disk: listed once they are whole, continued after a kill, checked before use."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import pathlib
+import resource
 import shutil
 from typing import Any
 
@@ -175,7 +177,7 @@ def open_shards(root: pathlib.Path, manifest: dict[str, Any]) -> list[Float[np.n
   """Memory-maps the shards that a manifest's ``count``, ``dim``, ``dtype`` and ``shards`` speak of.
 
   Raises:
-    UserError: a file that cannot be read, or is not what the manifest says.
+    UserError: a file that cannot be read, or is not what the manifest says, or more files than may be open at once.
   """
   for field in ("count", "dim", "dtype", "shards"):
     if field not in manifest:
@@ -186,6 +188,12 @@ def open_shards(root: pathlib.Path, manifest: dict[str, Any]) -> list[Float[np.n
     try:
       shard = np.load(name, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
+      if isinstance(e, OSError) and e.errno == errno.EMFILE:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise UserError(
+          f"{root}: {manifest['shards']} files of embeddings, and this process may have {limit} files open; allow it "
+          f"more by `ulimit -n {2 * manifest['shards'] + limit}`"
+        ) from None
       raise UserError(f"{name}: cannot be read ({e}); embed the passages again") from None
     if shard.dtype.name != manifest["dtype"] or shard.ndim != 2 or shard.shape[1] != manifest["dim"]:
       raise UserError(
