@@ -135,7 +135,7 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes | memoryview, *
   final.parent.mkdir(parents=True, exist_ok=True)
   handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
   try:
-    with os.fdopen(handle, "wb") as f:
+    with named(final), os.fdopen(handle, "wb") as f:
       f.write(data.encode() if isinstance(data, str) else data)
       if durable:
         f.flush()
@@ -144,10 +144,19 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes | memoryview, *
     os.replace(name, final)
     if durable:
       sync(final.parent)
-  except BaseException as e:
+  except BaseException:
     pathlib.Path(name).unlink(missing_ok=True)
-    if isinstance(e, OSError) and e.errno and e.filename is None:  # as when the disk is full
-      e.filename = str(final)
+    raise
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+  """An error of writing a file that is open says which one, as the full disk does not."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno and e.filename is None:
+      e.filename = os.fspath(path)
     raise
 
 

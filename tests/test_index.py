@@ -18,7 +18,7 @@ from radit_jax.errors import UserError
 from radit_jax.retrieval import exact, scann
 from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import StoredIndex, load_index
-from radit_jax.retrieval.shards import shard_name
+from radit_jax.retrieval.shards import shard_name, write_rows
 
 
 def clustered(count, width, *, seed=0, scale=1.0):
@@ -196,6 +196,14 @@ def test_unknown_backend_and_missing_scann(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="use the backend exact"):
     build_index(clustered(3, 8), tmp_path / "index", backend="scann")
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_are_written_as_numpy_writes_them(tmp_path, dtype):
+  stored = clustered(50, 8).astype(dtype)
+  np.save(tmp_path / "numpy.npy", stored)
+  write_rows(tmp_path / "rows.npy", (stored[n : n + 7].T.copy().T for n in range(0, 50, 7)), (50, 8), dtype)
+  assert (tmp_path / "rows.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
 
 
 @contextlib.contextmanager

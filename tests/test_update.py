@@ -522,9 +522,24 @@ def test_no_backend_finds_what_went(tmp_path, monkeypatch, backend, request):
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
   small = Small(tmp_path, range(20), "exact")
   monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
-  with pytest.raises(UserError, match=r"v1: up to 64 bytes are to be written, the disk has 10 free; make room"):
+  needed = 64 + (tmp_path / "index/metadata.jsonl").stat().st_size
+  with pytest.raises(UserError, match=rf"v1: up to {needed} bytes are to be written, the disk has 10 free; make room"):
     small.update(numbered([50]))
   assert not [p for p in tmp_path.iterdir() if "v1" in p.name]
+
+
+@pytest.mark.parametrize("kept", [120, 190])
+def test_room_is_needed_for_what_a_searcher_is_built_of(tmp_path, monkeypatch, kept):
+  """And not where the searchers are amended."""
+  monkeypatch.setattr(scann, "EXACT_BELOW", 100)
+  small = Small(tmp_path, range(200), "scann")
+  sizes = {name: entry["bytes"] for name, entry in small.manifest["files"].items()}
+  needed = sizes["metadata.jsonl"]
+  if kept == 120:
+    needed += sum(size for name, size in sizes.items() if name.startswith("scann")) + 120 * 16 * 4
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=needed - 1))
+  with pytest.raises(UserError, match=f"up to {needed:,} bytes are to be written"):
+    small.update(numbered(range(kept)), delete_missing=True)
 
 
 def test_an_index_that_grows_gets_searchers(tmp_path, monkeypatch):

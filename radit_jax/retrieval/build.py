@@ -24,7 +24,7 @@ from radit_jax.retrieval.index import BACKENDS, METADATA, shard_directory
 from radit_jax.retrieval.metadata import Value, write_metadata
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.scann import Settings
-from radit_jax.retrieval.shards import open_shards, shard_name
+from radit_jax.retrieval.shards import open_shards, shard_name, write_rows
 from radit_jax.retrieval.tuned import Wish, collection, measured
 from radit_jax.versions import REMOVED, ROW
 
@@ -147,7 +147,7 @@ def _build(
   count, width = source["count"], source["dim"]
   amended: dict[str, Any] = {}
   if len(removed):
-    removed.astype(ROW).tofile(work / REMOVED)
+    files.write_atomic(work / REMOVED, removed.astype(ROW).data)
     amended = {"removed": len(removed), "removed_fingerprint": files.sha256_file(work / REMOVED)}
   if before is not None and before.searchers:
     known |= _take_searchers(before, work)
@@ -167,7 +167,7 @@ def _build(
       versions["pymilvus"] = _version("pymilvus")
     searchers = backend == "scann" and parameters["method"] != "exact"
     if len(removed) and (searchers or backend == "milvus"):
-      np.delete(np.arange(count), removed).astype(ROW).tofile(work / HELD)
+      files.write_atomic(work / HELD, np.delete(np.arange(count), removed).astype(ROW).data)
     if searchers:
       versions["scann"] = _version("scann")
       _build_searchers(work, source, index_shards, removed, parameters, state, done, progress)
@@ -223,12 +223,10 @@ def _take_over(embeddings: Any, source: dict[str, Any], work: pathlib.Path) -> d
   """Puts the embeddings into the work, and returns the SHA-256 that are known."""
   known = {}
   if source["files"] is None:
-    stored = np.lib.format.open_memmap(
-      work / shard_name(0), mode="w+", dtype=np.float32, shape=(source["count"], source["dim"])
-    )
+    size = source["count"]
     with np.errstate(over="ignore"):
-      stored[:] = embeddings
-    stored.flush()
+      blocks = (embeddings[first : first + _ROWS] for first in range(0, size, _ROWS))
+      write_rows(work / shard_name(0), blocks, (size, source["dim"]))
     return {}
   for name, entry in source["files"].items():
     if files.link(pathlib.Path(embeddings) / name, work / name):
@@ -285,15 +283,12 @@ def _some_rows(work: pathlib.Path, source: dict[str, Any], rows: Int[np.ndarray,
   """A file of embeddings that lie apart, for as long as a searcher is built of it."""
   stored = Rows(open_shards(work, source), forget=True)
   file = work / "rows.npy"
-  made = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(rows), source["dim"]))
-  for first in range(0, len(rows), _ROWS):
-    made[first : first + _ROWS] = stored[rows[first : first + _ROWS]]
-  made.flush()
-  del made
   try:
+    blocks = (stored[rows[first : first + _ROWS]] for first in range(0, len(rows), _ROWS))
+    write_rows(file, blocks, (len(rows), source["dim"]))
     yield file
   finally:
-    file.unlink()
+    file.unlink(missing_ok=True)
 
 
 def _pieces(work: pathlib.Path, source: dict[str, Any], first: int, stop: int) -> list[tuple[pathlib.Path, int, int]]:

@@ -63,7 +63,7 @@ def write_metadata(
   count = 0
   if before is not None:
     shutil.copyfile(before, path)
-  with open(path, "w" if before is None else "a", encoding="utf-8") as lines:
+  with files.named(path), open(path, "w" if before is None else "a", encoding="utf-8") as lines:
     for row, entry in enumerate(metadata):
       for field, value in entry.items():
         if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):

@@ -8,6 +8,7 @@ import os
 import pathlib
 import resource
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,27 @@ def open_shards(root: pathlib.Path, manifest: dict[str, Any]) -> list[Float[np.n
   if sum(len(s) for s in shards) != manifest["count"]:
     raise UserError(f"{root}: {sum(len(s) for s in shards)} embeddings, {files.MANIFEST} says {manifest['count']}")
   return shards
+
+
+def write_rows(
+  path: pathlib.Path, blocks: Iterable[Float[np.ndarray, "n E"]], shape: tuple[int, int], dtype: str = "float32"
+) -> None:
+  """Writes embeddings that need not be in memory together into one file, as `numpy.save` does.
+
+  Not through a mapping: on a disk without room the first write to a page that has none ends the process (SIGBUS). Nor
+  by `ndarray.tofile`, whose error does not say that the disk is full.
+
+  Args:
+    path: the file.
+    blocks: ``[N, E]`` in pieces.
+    shape: ``(N, E)``.
+    dtype: of the file.
+  """
+  header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+  with files.named(path), open(path, "wb") as f:
+    np.lib.format.write_array_header_1_0(f, header)
+    for block in blocks:
+      f.write(np.ascontiguousarray(block, dtype).data)
 
 
 def shard_name(number: int) -> str:

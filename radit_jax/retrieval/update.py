@@ -11,12 +11,14 @@ from jaxtyping import Int
 from radit_jax import files
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
+from radit_jax.retrieval import scann
 from radit_jax.retrieval.amended import held_rows, num_searched
 from radit_jax.retrieval.build import Before, build_index
 from radit_jax.retrieval.exact import Stored
+from radit_jax.retrieval.index import METADATA
 from radit_jax.retrieval.metadata import Value
 from radit_jax.retrieval.rows import Rows
-from radit_jax.retrieval.shards import open_shards, shard_name
+from radit_jax.retrieval.shards import open_shards, shard_name, write_rows
 from radit_jax.retrieval.tuned import Wish
 
 #: Searchers are built anew once more than this share of what they hold went, or as much came: both cost every search.
@@ -63,11 +65,12 @@ def update_index(
     UserError: the disk has no room, or see :func:`radit_jax.retrieval.build.build_index`.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  _check_space(path, manifest, len(copied))
+  count = manifest["count"] + len(copied)
+  amend = _can_amend(base, manifest, count, removed)
+  _check_space(path, manifest, len(copied), 0 if amend else min(count - len(removed), shard_passages))
   embeddings = path.parent / f".{path.name}.embeddings"
   with files.atomic_directory(embeddings) as work:
     _write_embeddings(base, manifest, work, copied, encoded, fields)
-  count = manifest["count"] + len(copied)
   made = build_index(
     embeddings,
     path,
@@ -79,17 +82,28 @@ def update_index(
     removed=removed,
     device_dtype=manifest["parameters"].get("dtype", "bfloat16"),
     milvus_uri=milvus_uri,
-    before=Before(base, manifest, _can_amend(base, manifest, count, removed)),
+    before=Before(base, manifest, amend),
     progress=progress,
   )
   shutil.rmtree(embeddings)
   return made
 
 
-def _check_space(path: pathlib.Path, manifest: dict[str, Any], rows: int) -> None:
-  """Refuses what the disk has no room for: new embeddings, and searchers as large as those that are there."""
-  searchers = sum(entry["bytes"] for name, entry in manifest["files"].items() if name.startswith("scann"))
-  needed = rows * manifest["dim"] * np.dtype(manifest["dtype"]).itemsize + searchers
+def _check_space(path: pathlib.Path, manifest: dict[str, Any], rows: int, anew: int) -> None:
+  """Refuses what the disk has no room for.
+
+  Args:
+    path: directory of the new version.
+    manifest: of the one before.
+    rows: whose embeddings come: these are written, and the metadata of all rows.
+    anew: rows of the largest searcher that is built anew, which lie in a file of float32 meanwhile; 0 if none is. All
+      searchers together are taken to be as large as those that are there.
+  """
+  needed = rows * manifest["dim"] * np.dtype(manifest["dtype"]).itemsize
+  needed += sum(entry["bytes"] for name, entry in manifest["files"].items() if name == METADATA)
+  if manifest["backend"] == "scann" and scann.choose(anew)["method"] != "exact":
+    needed += sum(entry["bytes"] for name, entry in manifest["files"].items() if name.startswith("scann"))
+    needed += anew * manifest["dim"] * np.dtype(np.float32).itemsize
   free = shutil.disk_usage(path.parent).free
   if needed > free:
     raise UserError(f"{path}: up to {needed:,} bytes are to be written, the disk has {free:,} free; make room")
@@ -129,7 +143,7 @@ def _write_embeddings(
     if encoded is not None:
       new = np.flatnonzero(rows < 0)
       values[new] = encoded[fresh[first + new]]
-    np.save(work / shard_name(shards), values.astype(manifest["dtype"]), allow_pickle=False)
+    write_rows(work / shard_name(shards), [values], values.shape, manifest["dtype"])
     shards += 1
   files.write_manifest(
     work,
