@@ -20,7 +20,7 @@ from radit_jax.retrieval import milvus, milvus_client, milvus_fill
 from radit_jax.retrieval.amended import Amended
 from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import StoredIndex, load_index
-from radit_jax.retrieval.tuned import Wish, tune_index
+from radit_jax.retrieval.tuned import Wish, has_collection, tune_index
 
 pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 
@@ -128,6 +128,40 @@ def test_a_collection_that_is_not_this_indexs(tmp_path, milvus_uri):
   collection(vectors, 4, 60)
   result = built(tmp_path, milvus_uri, stored).search(stored[:4], 3)  # made again, as it is not whole
   np.testing.assert_array_equal(result.ids, oracle(stored, stored[:4], 3)[0])
+
+
+@pytest.mark.parametrize("call", ["has_collection", "describe_collection", "load_collection", "query"])
+def test_a_server_that_is_too_busy_to_answer_keeps_its_collection(tmp_path, milvus_uri, monkeypatch, call):
+  stored = clustered(60, 8)
+  manifest = built(tmp_path, milvus_uri, stored).manifest
+
+  def busy(*arguments, **options):
+    raise pymilvus.MilvusException(message="deadline exceeded")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pymilvus.MilvusClient, call, busy)
+    patch.setattr(pymilvus.MilvusClient, "drop_collection", lambda *a, **k: pytest.fail("dropped"))
+    for asked in (
+      lambda: has_collection(tmp_path / "index", manifest, milvus_uri),
+      lambda: tune_index(tmp_path / "index", Wish(), milvus_uri=milvus_uri),
+      lambda: build_index(stored, tmp_path / "index", backend="milvus", milvus_uri=milvus_uri),
+    ):
+      with pytest.raises(UserError, match="deadline exceeded"):
+        asked()
+  assert has_collection(tmp_path / "index", manifest, milvus_uri)
+
+
+def test_a_collection_whose_fill_was_killed_is_not_whole_and_is_filled_again(tmp_path, milvus_uri, monkeypatch):
+  """All rows, and no index yet: Lite searches it all the same, servers do not even read it into memory."""
+  stored = clustered(60, 8, seed=11)
+  with monkeypatch.context() as patch:
+    patch.setattr(milvus_fill, "_finish", lambda *a: pytest.fail("killed"))
+    patch.setattr(pymilvus.MilvusClient, "drop_collection", lambda *a, **k: None)
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+      built(tmp_path, milvus_uri, stored)
+  index = built(tmp_path, milvus_uri, stored)
+  np.testing.assert_array_equal(index.search(stored[:4], 3).ids, oracle(stored, stored[:4], 3)[0])
+  assert pymilvus.MilvusClient(milvus_uri).list_indexes(index.manifest["parameters"]["collection"])
 
 
 def test_a_row_that_the_index_does_not_have_is_not_returned(tmp_path, milvus_uri):

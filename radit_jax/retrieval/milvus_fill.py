@@ -29,6 +29,10 @@ _MOST_FIELDS = 60
 _WITNESSES, _SHOWN_TO = 4096, 4
 
 
+class NotWhole(UserError):
+  """A server answers that a collection is missing, another, or not filled to the end: it may be filled again."""
+
+
 def choose(version: str, kind: str, count: int) -> dict[str, Any]:
   """What a server builds: the first of these that it has.
 
@@ -98,7 +102,7 @@ def is_whole(uri: str, parameters: Mapping[str, Any], shape: tuple[int, int]) ->
   with contextlib.closing(connect(uri)) as client:
     try:
       check(uri, client, parameters, shape)
-    except UserError:
+    except NotWhole:
       return False
   return True
 
@@ -122,7 +126,7 @@ def _fill(
   parameters = {"method": "milvus", "collection": f"radit_{digest}", "vectors": f"embedding_{digest}", **chosen}
   parameters |= {"fields": list(fields), "longest": longest}
   there = False
-  with contextlib.suppress(UserError):
+  with contextlib.suppress(NotWhole):
     check(uri, client, parameters, shape)
     there = True
   try:
@@ -237,25 +241,33 @@ def _wait(uri: str, look: Callable[[], tuple[bool, Any]]) -> None:
 
 
 def check(uri: str, client: Any, parameters: Mapping[str, Any], shape: tuple[int, int]) -> None:
-  """Refuses a collection that is not the one that was filled; a whole one is in memory afterwards."""
+  """Refuses a collection that is not the one that was filled; a whole one is in memory afterwards.
+
+  Raises:
+    NotWhole: the server says that it is missing, another, or without some rows or its index.
+    UserError: the server does not answer.
+  """
   name, vectors = parameters["collection"], parameters["vectors"]
   with told(uri, f"does not describe the collection {name}"):
     if not client.has_collection(name, timeout=milvus_client.ANSWER_S):
-      raise UserError(f"{uri}: no collection {name}; build the index again, or give the address that has it")
+      raise NotWhole(f"{uri}: no collection {name}; build the index again, or give the address that has it")
     fields = {
       field["name"]: field for field in client.describe_collection(name, timeout=milvus_client.ANSWER_S)["fields"]
     }
+    indexed = client.list_indexes(name, timeout=milvus_client.ANSWER_S)
   if vectors not in fields:
-    raise UserError(f"{uri}: the collection {name} is not this index's (no field {vectors}); build the index again")
+    raise NotWhole(f"{uri}: the collection {name} is not this index's (no field {vectors}); build the index again")
   width = int(fields[vectors]["params"]["dim"])
   if width != shape[1]:
-    raise UserError(
+    raise NotWhole(
       f"{uri}: the collection {name} has embeddings of width {width}, the index {shape[1]}; build it again"
     )
+  if not indexed:  # a fill was killed; servers cannot read such a collection into memory
+    raise NotWhole(f"{uri}: the collection {name} was not filled to the end; build the index again")
   _load(uri, client, name)
   with told(uri, f"does not count the collection {name}"):
     answer = client.query(
       name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=milvus_client.ANSWER_S
     )
   if (count := int(answer[0]["count(*)"])) != shape[0]:
-    raise UserError(f"{uri}: the collection {name} has {count} rows, the index {shape[0]}; build the index again")
+    raise NotWhole(f"{uri}: the collection {name} has {count} rows, the index {shape[0]}; build the index again")
