@@ -95,9 +95,10 @@ def test_scores_that_a_float32_product_confuses():
   np.testing.assert_array_equal(exact.exact_top(stored, queries, 5), ids)
 
 
-@pytest.mark.parametrize("name", ["exact", "scann"])
-def test_one_passage_of_one_number(tmp_path, name):
-  result = built(tmp_path, name, np.full((1, 1), 3, np.float32)).search(np.full((1, 1), 2, np.float32), 2)
+@pytest.mark.parametrize("name", ["exact", "scann", "device", "milvus"])
+def test_one_passage_of_one_number(tmp_path, name, request):
+  uri = {"milvus_uri": request.getfixturevalue("milvus_uri")} if name == "milvus" else {}
+  result = built(tmp_path, name, np.full((1, 1), 3, np.float32), **uri).search(np.full((1, 1), 2, np.float32), 2)
   np.testing.assert_array_equal(result.ids, [[0, -1]])
   np.testing.assert_array_equal(result.scores, [[6, -np.inf]])
 

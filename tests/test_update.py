@@ -519,6 +519,14 @@ def test_no_backend_finds_what_went(tmp_path, monkeypatch, backend, request):
   assert (found.valid.sum(axis=1) == 6).all()
 
 
+@pytest.mark.parametrize("backend", ["device", "milvus"])
+def test_an_update_may_leave_one_passage(tmp_path, backend, request):
+  uri = request.getfixturevalue("milvus_uri") if backend == "milvus" else None
+  small = Small(tmp_path, range(40, 60), backend, uri)
+  assert small.update(numbered([47]), delete_missing=True)["overlap"] is None
+  small.check(vector("q")[None], 1, exact=True)
+
+
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
   small = Small(tmp_path, range(20), "exact")
   monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))

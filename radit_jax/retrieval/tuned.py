@@ -115,8 +115,11 @@ def measured(
     settings = dataclasses.replace(settings, leaves_to_search=min(wish.leaves_to_search, parameters["leaves"]))
   settings = begin or dataclasses.replace(settings, reorder=wish.reorder or settings.reorder)
   manifest = {**manifest, "search": dataclasses.asdict(settings), "wish": dataclasses.asdict(wish), "overlap": None}
-  # Several processes hold the rows of one search on devices; here is only the first of them.
-  if parameters.get("method", "exact") != "exact" and (manifest["backend"] != "device" or hosts.count() == 1):
+  # Several processes hold the rows of one search on devices; here is only the first of them. And one passage has no
+  # other that it could find.
+  alone = manifest["count"] - manifest.get("removed", 0) < 2
+  here = manifest["backend"] != "device" or hosts.count() == 1
+  if parameters.get("method", "exact") != "exact" and here and not alone:
     index = open_index(root, manifest, resident=len(manifest["index_shards"]) == 1, forget=True)
     fewer = begin is None and wish.leaves_to_search is None
     settings, overlap = tune(index, parameters, settings, wish.target_recall, fewer=fewer, progress=progress)
