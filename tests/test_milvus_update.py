@@ -18,6 +18,7 @@ from radit_jax.errors import UserError
 from radit_jax.retrieval import milvus_fill
 from radit_jax.retrieval.exact import exact_top
 from radit_jax.retrieval.index import load_index
+from radit_jax.retrieval.tuned import Wish, tune_index
 from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import prepare
 
@@ -56,6 +57,23 @@ def test_a_collection_stays_until_much_has_changed(tmp_path, milvus_uri, monkeyp
     small.versions.append((path, store))
     small.check(queries, 10, exact=True)
     small.versions.pop()
+
+
+def test_an_updated_version_is_tuned_in_the_collection_it_shares(tmp_path, milvus_uri, monkeypatch):
+  small = Small(tmp_path, range(1000, 1300), "milvus", milvus_uri)
+  made = small.update(numbered(range(1300, 1310)))
+  path, other = small.versions[-1][0], milvus_uri.replace("127.0.0.1", "localhost")
+  before = pymilvus.MilvusClient(milvus_uri).list_collections()
+  for uri, wish in ((milvus_uri, Wish(reorder=300)), (other, Wish(reorder=400))):
+    tune_index(path, wish, milvus_uri=uri)
+    tuned = files.read_manifest(path, "index")
+    assert (tuned["parameters"], tuned["milvus_uri"]) == (made["parameters"], uri)
+    assert tuned["search"]["reorder"] == wish.reorder
+  assert pymilvus.MilvusClient(milvus_uri).list_collections() == before
+  # Another server under that address, which leaves out partitions: filtered searches of it are not believed.
+  monkeypatch.setattr(milvus_fill, "_looks_everywhere", lambda *a: False)
+  tune_index(path, Wish(reorder=400), milvus_uri=milvus_uri)
+  assert files.read_manifest(path, "index")["parameters"] == {**made["parameters"], "everywhere": False}
 
 
 def test_metadata_that_the_collection_has_never_seen(tmp_path, milvus_uri):

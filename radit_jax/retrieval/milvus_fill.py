@@ -107,6 +107,16 @@ def is_whole(uri: str, parameters: Mapping[str, Any], shape: tuple[int, int]) ->
   return True
 
 
+def looks_everywhere(uri: str, parameters: Mapping[str, Any], rows: Rows, held: Int[np.ndarray, "H"]) -> bool:
+  """Whether a server that has a collection whole shows what ``everywhere`` says of it, see :func:`fill`.
+
+  Raises:
+    UserError: a server that does not answer.
+  """
+  with contextlib.closing(connect(uri)) as client:
+    return _looks_everywhere(uri, client, parameters, rows, held)
+
+
 def _fill(
   uri: str,
   client: Any,
@@ -136,7 +146,7 @@ def _fill(
       _insert(uri, client, parameters, rows, held, columns, progress)
       _finish(uri, client, parameters, progress)
       check(uri, client, parameters, shape)
-    everywhere = chosen["index_type"] != "AUTOINDEX" and _looks_everywhere(uri, client, parameters, rows, held)
+    everywhere = _looks_everywhere(uri, client, parameters, rows, held)
   except BaseException:
     if not there:
       with contextlib.suppress(Exception):  # a server that has gone keeps it; its name says what it is
@@ -151,7 +161,10 @@ def _looks_everywhere(
   """Whether a filtered search names every row that its filter lets through, near to the query or not.
 
   The exactness of filtered searches rests on it, and a server that leaves out partitions gives no other sign of it.
+  One that chooses its index by itself cannot be told to look everywhere, and is not asked.
   """
+  if parameters["index_type"] == "AUTOINDEX":
+    return False
   spread = np.unique(np.linspace(0, len(held) - 1, _WITNESSES).astype(np.int64))
   queries = rows[held[spread[:: -(-len(spread) // _SHOWN_TO)]]]
   answers = ask(uri, client, parameters, queries, len(spread), EVERYWHERE, f"row in {spread.tolist()}")

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from radit_jax import files, hosts
 from radit_jax.progress import Progress, silent
@@ -56,7 +57,7 @@ def tune_index(
   manifest = files.read_manifest(root, "index", verify="full")
   kind, moved = manifest.pop("kind"), {}
   if milvus_uri is not None:
-    moved = {"milvus_uri": milvus_uri, "parameters": collection(root, manifest, milvus_uri, progress)}
+    moved = {"milvus_uri": milvus_uri, "parameters": _there(root, manifest, milvus_uri, progress)}
   listed = manifest["files"]
   manifest = measured(root, {**manifest, **moved}, wish, progress=progress)
   files.write_json(root / files.MANIFEST, {"kind": kind, **manifest, "files": listed})
@@ -71,16 +72,37 @@ def collection(root: pathlib.Path, manifest: dict[str, Any], milvus_uri: str, pr
     milvus_uri: of the server.
     progress: told after every message.
   """
-  held, listed = held_rows(root, manifest), manifest["files"]
+  listed = manifest["files"]
   content = [manifest["embeddings_fingerprint"], *(listed[n]["sha256"] for n in (METADATA, HELD) if n in listed)]
   return milvus_fill.fill(
     milvus_uri,
-    Rows(open_shards(root, manifest), forget=True),
-    np.arange(num_searched(manifest)) if held is None else held,
+    *_searched(root, manifest),
     " ".join(content),
     MetadataFilter(root / METADATA, listed[METADATA]["sha256"], manifest["count"]) if METADATA in listed else None,
     progress=progress,
   )
+
+
+def _there(root: pathlib.Path, manifest: dict[str, Any], milvus_uri: str, progress: Progress) -> dict[str, Any]:
+  """Parameters of an index's collection on a server, which is filled only where it is not there whole.
+
+  A version shares the collection of the one it was made from, whose name follows from the content of that one: it would
+  be filled again under another name.
+  """
+  if not has_collection(root, manifest, milvus_uri):
+    return collection(root, manifest, milvus_uri, progress)
+  parameters = manifest["parameters"]
+  if milvus_uri == manifest["milvus_uri"]:
+    return parameters
+  everywhere = milvus_fill.looks_everywhere(milvus_uri, parameters, *_searched(root, manifest))
+  return {**parameters, "everywhere": everywhere}
+
+
+def _searched(root: pathlib.Path, manifest: dict[str, Any]) -> tuple[Rows, Int[np.ndarray, "H"]]:
+  """Embeddings of an index, and the rows of them that its collection holds."""
+  held = held_rows(root, manifest)
+  rows = Rows(open_shards(root, manifest), forget=True)
+  return rows, np.arange(num_searched(manifest)) if held is None else held
 
 
 def has_collection(root: pathlib.Path, manifest: dict[str, Any], milvus_uri: str) -> bool:
