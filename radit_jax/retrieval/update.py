@@ -69,6 +69,7 @@ def update_index(
   amend = _can_amend(base, manifest, count, removed)
   _check_space(path, manifest, len(copied), 0 if amend else min(count - len(removed), shard_passages))
   embeddings = path.parent / f".{path.name}.embeddings"
+  files.remove_leftovers(embeddings)
   with files.atomic_directory(embeddings) as work:
     _write_embeddings(base, manifest, work, copied, encoded, fields)
   made = build_index(
