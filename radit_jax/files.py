@@ -101,16 +101,28 @@ def _upload(source: pathlib.Path, target: pathlib.Path) -> None:
       shutil.copyfileobj(read, write, 1 << 24)
 
 
-def replace_directory(finished: pathlib.Path, final: pathlib.Path) -> None:
-  """Gives a finished directory its final name; one that has it is removed, or keeps it if this fails."""
+def replace_directory(finished: pathlib.Path, final: pathlib.Path, *, durable: bool = False) -> None:
+  """Gives a finished directory its final name; one that has it is removed, or keeps it if this fails.
+
+  Args:
+    finished: the directory.
+    final: its name from now on.
+    durable: all of it has reached the disk before it has the name, and the name before the one that had it goes.
+  """
+  if durable:
+    sync_all(finished)
   if not final.exists():
     os.replace(finished, final)
+    if durable:
+      sync(final.parent)
     return
   # A directory cannot be renamed over a non-empty one: move the old one aside, and drop it last.
   old = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
   try:
     os.replace(final, old / "was")
     os.replace(finished, final)
+    if durable:
+      sync(final.parent)
   finally:
     if not final.exists():  # a signal came between the two
       os.replace(old / "was", final)
@@ -167,6 +179,12 @@ def sync(path: str | os.PathLike[str]) -> None:
     os.fsync(handle)
   finally:
     os.close(handle)
+
+
+def sync_all(path: pathlib.Path) -> None:
+  """Returns when a directory and all that is in it has reached the disk."""
+  for found in (path, *path.rglob("*")):
+    sync(found)
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, durable: bool = False) -> None:

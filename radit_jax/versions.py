@@ -63,9 +63,8 @@ def make_current(path: str | os.PathLike[str], number: int) -> None:
 
 def settle(path: str | os.PathLike[str], number: int) -> None:
   """Returns when all of a version has reached the disk: what names it then also does after a loss of power."""
-  version = directory(path, number)
-  for found in (version, *version.rglob("*")) if number else ():
-    files.sync(found)
+  if number:
+    files.sync_all(directory(path, number))
 
 
 def prune(path: str | os.PathLike[str], keep: int, needed: Collection[int] = ()) -> list[int]:

@@ -17,6 +17,24 @@ def names(path):
   return sorted(p.name for p in path.iterdir())
 
 
+@pytest.fixture
+def synced(monkeypatch):
+  """Names of what is synced and renamed, in order."""
+  told, sync, replace = [], files.sync, os.replace
+
+  def note_sync(path):
+    told.append(path.name)
+    sync(path)
+
+  def note_replace(source, target):
+    told.append(f"{pathlib.Path(source).name} -> {pathlib.Path(target).name}")
+    replace(source, target)
+
+  monkeypatch.setattr(files, "sync", note_sync)
+  monkeypatch.setattr(os, "replace", note_replace)
+  return told
+
+
 def test_a_directory_appears_when_it_is_whole(tmp_path):
   with files.atomic_directory(tmp_path / "deep" / "out") as d:
     (d / "a.txt").write_text("x")
@@ -25,6 +43,18 @@ def test_a_directory_appears_when_it_is_whole(tmp_path):
   assert names(tmp_path / "deep") == ["out"]
   assert (tmp_path / "deep" / "out" / "a.txt").read_text() == "x"
   assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_durable_directory_has_reached_the_disk_before_it_has_its_name(tmp_path, before, synced):
+  if before:
+    (tmp_path / "out/old").mkdir(parents=True)
+  (tmp_path / "work/deep").mkdir(parents=True)
+  (tmp_path / "work/deep/file").write_text("x")
+  files.replace_directory(tmp_path / "work", tmp_path / "out", durable=True)
+  moves = ["out -> was"] if before else []
+  assert synced == ["work", "deep", "file", *moves, "work -> out", tmp_path.name]
+  assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("before", [False, True])

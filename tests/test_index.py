@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import pathlib
 import pickle
 import resource
 import sys
@@ -19,6 +20,7 @@ from radit_jax.retrieval import exact, scann
 from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import StoredIndex, load_index
 from radit_jax.retrieval.shards import shard_name, write_rows
+from radit_jax.retrieval.tuned import Wish, tune_index
 
 
 def clustered(count, width, *, seed=0, scale=1.0):
@@ -197,6 +199,30 @@ def test_unknown_backend_and_missing_scann(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="use the backend exact"):
     build_index(clustered(3, 8), tmp_path / "index", backend="scann")
   assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_built_or_tuned_has_reached_the_disk(tmp_path, monkeypatch):
+  monkeypatch.setattr(scann, "EXACT_BELOW", 1)
+  synced, fsync, replace = set(), os.fsync, os.replace
+
+  def note(handle):
+    synced.add(os.fstat(handle).st_ino)
+    fsync(handle)
+
+  def check(source, target):
+    if str(target).endswith(("/index", "/index/manifest.json")):
+      made = [p for path in (pathlib.Path(source),) for p in (path, *path.rglob("*"))]
+      assert {p.stat().st_ino for p in made} <= synced
+    replace(source, target)
+
+  monkeypatch.setattr(os, "fsync", note)
+  monkeypatch.setattr(os, "replace", check)
+  build_index(clustered(300, 8), tmp_path / "index", metadata=[{}] * 300, removed=np.arange(3))
+  assert len(list((tmp_path / "index").rglob("*"))) > 8
+  assert tmp_path.stat().st_ino in synced
+  synced.clear()
+  tune_index(tmp_path / "index", Wish(reorder=300))
+  assert (tmp_path / "index").stat().st_ino in synced
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -120,7 +120,7 @@ def build_index(
     if not any(work.glob(shard_directory(0)[:-1] + "*")):  # nothing that the next call could go on from
       shutil.rmtree(work, ignore_errors=True)
     raise
-  files.replace_directory(work, final)
+  files.replace_directory(work, final, durable=True)
   return manifest
 
 

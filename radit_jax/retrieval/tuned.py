@@ -60,7 +60,7 @@ def tune_index(
     moved = {"milvus_uri": milvus_uri, "parameters": _there(root, manifest, milvus_uri, progress)}
   listed = manifest["files"]
   manifest = measured(root, {**manifest, **moved}, wish, progress=progress)
-  files.write_json(root / files.MANIFEST, {"kind": kind, **manifest, "files": listed})
+  files.write_json(root / files.MANIFEST, {"kind": kind, **manifest, "files": listed}, durable=True)
 
 
 def collection(root: pathlib.Path, manifest: dict[str, Any], milvus_uri: str, progress: Progress) -> dict[str, Any]:
