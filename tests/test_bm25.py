@@ -4,6 +4,7 @@ import collections
 import math
 import re
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -52,6 +53,24 @@ def test_scores_are_the_formula(data):
   for row, score in found:
     assert score == pytest.approx(expected[row], rel=1e-5)
   assert found == sorted(found, key=lambda pair: (-pair[1], pair[0]))
+
+
+class Text(str):
+  """One that can be watched."""
+
+
+def test_no_text_is_held():
+  given = []
+
+  def texts():
+    for n in range(50):
+      assert sum(text() is not None for text in given) <= 2  # the last one, and the one that is being made
+      text = Text(f"word{n} and word{n + 1}")
+      given.append(weakref.ref(text))
+      yield text
+
+  index = Bm25(texts())
+  assert [row for row, _ in index.search("word7", 9)] == [6, 7]
 
 
 def test_fusion_by_hand():
