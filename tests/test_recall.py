@@ -8,7 +8,7 @@ from test_verbs import index_config
 
 from radit_jax import files
 from radit_jax.errors import UserError
-from radit_jax.retrieval import scann
+from radit_jax.retrieval import scann, tuned
 from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.cost import plan_index
 from radit_jax.retrieval.exact import exact_top
@@ -194,6 +194,25 @@ def test_an_eighth_of_the_partitions_is_looked_at_where_fewer_find_less(tmp_path
   assert manifest["search"]["leaves_to_search"] == -(-manifest["parameters"]["leaves"] // 8)
   tune_index(tmp_path / "index", Wish(leaves_to_search=3))
   assert files.read_manifest(tmp_path / "index", "index")["search"]["leaves_to_search"] == 3
+
+
+def test_partitions_that_there_are_not_are_told(tmp_path, tree, monkeypatch, parts):
+  """And no option is taken that can have no meaning."""
+  told = []
+  monkeypatch.setattr(tuned.log, "warning", lambda text, *values: told.append(text % values))
+  made = build_index(scattered(900, 8), tmp_path / "index", wish=Wish(leaves_to_search=31))
+  assert (made["search"]["leaves_to_search"], made["parameters"]["leaves"]) == (30, 30)
+  tune_index(tmp_path / "index", Wish(leaves_to_search=30))
+  assert told == ["leaves_to_search = 31: the scann index has only 30 partitions, and all are looked at"]
+  monkeypatch.setattr(scann, "TREE_FROM", 10**6)
+  assert build_index(scattered(900, 8), tmp_path / "index", wish=Wish(leaves_to_search=3))["search"] == {
+    "leaves_to_search": None,
+    "reorder": 200,
+  }
+  assert told[1:] == ["leaves_to_search = 3: the scann index has no partitions, so this changes nothing"]
+  for backend in ("exact", "device"):
+    with pytest.raises(UserError, match=f"leaves_to_search = 3 with backend = '{backend}', which has no partitions"):
+      index_config(tmp_path, parts, backend=backend, leaves_to_search=3)
 
 
 def test_plans_of_backends_that_hold_the_embeddings_elsewhere():

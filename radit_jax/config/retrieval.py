@@ -101,6 +101,11 @@ class IndexConfig:
     one_of(self, "device_dtype", Dtype)
     milvus_address(self)
     one_of(self, "stored_dtype", StoredDtype)
+    if self.leaves_to_search is not None and self.backend in ("exact", "device"):
+      raise UserError(
+        f"IndexConfig.leaves_to_search = {self.leaves_to_search} with backend = {self.backend!r}, which has no "
+        "partitions: leave it out, or use scann or milvus"
+      )
     if self.target_recall is not None and not 0 < self.target_recall <= 1:
       raise UserError(f"IndexConfig.target_recall = {self.target_recall}: must be above 0 and at most 1")
     for name in ("plan_passages", "plan_rate"):

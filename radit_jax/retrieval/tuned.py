@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from typing import Any
@@ -20,6 +21,8 @@ from radit_jax.retrieval.recall import tune
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.scann import Settings
 from radit_jax.retrieval.shards import open_shards
+
+log = logging.getLogger("radit_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +136,13 @@ def measured(
   """
   parameters = manifest["parameters"]
   settings = scann.default_settings(parameters)
-  if settings.leaves_to_search is not None and wish.leaves_to_search is not None:
-    settings = dataclasses.replace(settings, leaves_to_search=min(wish.leaves_to_search, parameters["leaves"]))
+  if wish.leaves_to_search is not None:
+    leaves = parameters.get("leaves", 0)
+    if wish.leaves_to_search > leaves and begin is None:
+      has = f"only {leaves} partitions, and all are looked at" if leaves else "no partitions, so this changes nothing"
+      log.warning("leaves_to_search = %d: the %s index has %s", wish.leaves_to_search, manifest["backend"], has)
+    if leaves:
+      settings = dataclasses.replace(settings, leaves_to_search=min(wish.leaves_to_search, leaves))
   settings = begin or dataclasses.replace(settings, reorder=wish.reorder or settings.reorder)
   manifest = {**manifest, "search": dataclasses.asdict(settings), "wish": dataclasses.asdict(wish), "overlap": None}
   # Several processes hold the rows of one search on devices; here is only the first of them. And one passage has no
