@@ -153,10 +153,16 @@ def _one_line_errors() -> Iterator[None]:
     _say(f"radit: error: {e}")
     raise SystemExit(2 if isinstance(e, UserError) else 1) from None
   except OSError as e:
-    if e.errno not in _PATH_ERRORS or e.filename is None:
+    full = e.errno == errno.ENOSPC  # of a file that is open, the system does not say which
+    if e.errno not in _PATH_ERRORS or (e.filename is None and not full):
       raise
-    _say(f"radit: error: {e.filename}: {e.strerror}")
-    raise SystemExit(1 if e.errno == errno.ENOSPC else 2) from None
+    _say("radit: error: " + ": ".join(str(x) for x in (e.filename, e.strerror) if x))
+    raise SystemExit(1 if full else 2) from None
+  except RuntimeError as e:  # array_record tells the system's errors as texts, with the file
+    if os.strerror(errno.ENOSPC) not in str(e):
+      raise
+    _say(f"radit: error: {e}")
+    raise SystemExit(1) from None
 
 
 def _say(message: str) -> None:

@@ -196,6 +196,8 @@ def raising(error):
     (OSError(errno.EACCES, "Permission denied", "/w"), 2, "radit: error: /w: Permission denied\n"),
     (FileNotFoundError(errno.ENOENT, "No such file or directory", "/w"), 2, "error: /w: No such file or directory\n"),
     (OSError(errno.ENOSPC, "No space left on device", "/w"), 1, "radit: error: /w: No space left on device\n"),
+    (OSError(errno.ENOSPC, "No space left on device"), 1, "radit: error: No space left on device\n"),
+    (RuntimeError("write() failed: No space left on device; writing /w"), 1, "left on device; writing /w\n"),
   ],
   ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else None,
 )

@@ -1,5 +1,6 @@
 """The rows of docs/reliability.md, each in seconds: real tunings cut, signalled, damaged, moved and starved."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from radit_jax import cli
 
 pytestmark = pytest.mark.usefixtures("benchmarks")
 
@@ -173,6 +176,21 @@ def test_people_see_one_line_of_a_full_disk(world, small_disk):
   assert "No space left" in found["said"]
   assert found["steps"] <= 5
   assert found["intact"] >= 10
+
+
+def test_a_corpus_that_does_not_fit_is_one_line_wherever_the_disk_is_full(small_disk, tmp_path, capsys):
+  texts = ({"id": f"d{i}", "text": f"Document {i} has words of its own. " * 40} for i in range(10_000))
+  (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+  call = ["prepare", "--corpus", str(tmp_path / "corpus.jsonl"), "--workdir", str(small_disk / "out")]
+  ended = []
+  for free in (0, 4, 12, 20, 28, 36, 52):
+    with open(small_disk / "filler", "wb") as f:
+      f.write(bytes((62 - free) << 20))
+    ended.append(cli.main(call))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ended[-1] == 0 or said.startswith("radit: error: ") and "No space left on device" in said, said
+    (small_disk / "filler").unlink()
+  assert ended[0] == 1 and set(ended) == {0, 1}  # and what a full disk has left is no hindrance
 
 
 @pytest.mark.parametrize(

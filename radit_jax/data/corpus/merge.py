@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from radit_jax.data.corpus.scan import BLOCK_DOCUMENT, NUMBERED, PIECE, block_file
-from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, by_digest, read_array
+from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, by_digest, raw, read_array
 
 #: Digests that are sorted at a time.
 PARTITION = 1 << 20
@@ -91,7 +91,7 @@ def merge(
         earlier[other] = named["document"][place][other]
         again |= other
         num_named += int(np.count_nonzero(other))
-      table[~again].tofile(f)
+      f.write(raw(table[~again]))
       found = np.empty(np.count_nonzero(again), _REPEATED)
       found["number"], found["earlier"] = number[order][again], earlier[again]
       found["first"], found["count"] = table["first"][again], table["count"][again]
@@ -101,7 +101,7 @@ def merge(
   with open(repeated_path, "wb") as f:
     reader = _Runs(repeated_runs, _REPEATED, "number")
     for stop in first_document[1:]:
-      reader.below(stop).tofile(f)
+      f.write(raw(reader.below(stop)))
   repeated = read_array(repeated_path, _REPEATED)
   starts = np.ascontiguousarray(repeated["first"])
   counts = np.ascontiguousarray(repeated["count"])
@@ -138,8 +138,8 @@ def merge(
         parts.append(pairs)
         next_repeated += 1
       found = np.sort(np.concatenate(parts), order="ordinal")
-      found["ordinal"].tofile(ordinals)
-      found["kept"].tofile(kept)
+      ordinals.write(raw(found["ordinal"]))
+      kept.write(raw(found["kept"]))
       left_out.append(len(found))
   shown = [(int(r["number"]), int(r["earlier"])) for r in repeated[:examples]]
   return Merged(shown, len(repeated), num_named, num_duplicates, left_out)
@@ -207,7 +207,7 @@ def _leaders(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 
 def _save(path: pathlib.Path, entries: np.ndarray) -> pathlib.Path:
-  entries.tofile(path)
+  path.write_bytes(raw(entries))
   return path
 
 

@@ -22,7 +22,7 @@ from radit_jax.data.corpus.chunks import Limit
 from radit_jax.data.corpus.content import CONTENT, RECORD, TEXT, content_of, fields_of, match, stored_content
 from radit_jax.data.corpus.serialized import SHARD, WRITER_OPTIONS, describe
 from radit_jax.data.corpus.store import PassageStore
-from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, ORDINAL, read_array
+from radit_jax.data.corpus.table import DOCUMENT, DOCUMENTS, KEPT, LEFT_OUT, ORDINAL, raw, read_array
 from radit_jax.errors import UserError
 from radit_jax.progress import Progress, silent
 
@@ -226,8 +226,8 @@ def _write(
   sizes += [rows for _, rows, _ in written]
   describe(out, sizes, num_bytes + sum(size for _, _, size in written))
   removed = np.union1d(base.removed, changes.removed)
-  removed.astype(versions.ROW).tofile(out / versions.REMOVED)
-  changes.documents.tofile(out / DOCUMENTS)
+  (out / versions.REMOVED).write_bytes(raw(removed.astype(versions.ROW)))
+  (out / DOCUMENTS).write_bytes(raw(changes.documents))
   for name, old_part, new_part in (
     (LEFT_OUT, before.left_out, changes.left_out),
     (KEPT, before.kept, changes.kept),
@@ -236,7 +236,7 @@ def _write(
   ):
     with open(out / name, "wb") as f:
       for part in (old_part, new_part):
-        np.ascontiguousarray(part, "<u8").tofile(f)
+        f.write(raw(np.asarray(part, "<u8")))
   rows = len(before.content) + len(changes.added)
   counts = {"documents": len(changes.documents), "passages": rows - len(removed)}
   kept = {name: value for name, value in base.manifest.items() if name in ("recipe", "skipped")}

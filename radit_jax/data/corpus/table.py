@@ -43,10 +43,15 @@ def read_array(path: str | os.PathLike[str], dtype: Any) -> np.ndarray:
   return np.memmap(path, dtype, mode="r")
 
 
+def raw(array: np.ndarray) -> memoryview:
+  """The bytes of an array, for a file: the error of `ndarray.tofile` does not say that the disk is full."""
+  return np.ascontiguousarray(array).view(np.uint8).data
+
+
 def write_table(directory: pathlib.Path, documents: Iterable[tuple[str, int, int]]) -> None:
   """Writes the table of a store that leaves nothing out; ``documents`` are id, first row and number of rows."""
   entries = np.array([(*numbers(digest(name.encode()))[0], first, count) for name, first, count in documents], DOCUMENT)
-  np.sort(entries, order=("high", "low")).tofile(directory / DOCUMENTS)
+  (directory / DOCUMENTS).write_bytes(raw(np.sort(entries, order=("high", "low"))))
   for name in (LEFT_OUT, KEPT):
     (directory / name).write_bytes(b"")
 
