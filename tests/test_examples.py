@@ -94,6 +94,22 @@ def test_scores_come_back_exactly_by_position_and_by_id(retrieved, tmp_path):
     store.of(["q9"])
 
 
+@pytest.mark.parametrize("kind", [RetrievedExample, PassageScores])
+def test_the_bytes_of_a_record_do_not_depend_on_the_process(tmp_path, kind):
+  """Each process has an order of its own for features that nobody puts into one."""
+  from array_record.python import array_record_module
+
+  if kind is RetrievedExample:
+    write_retrieved(EXAMPLES, tmp_path / "s", manifest=MANIFEST)
+  else:
+    write_scores(SCORES, tmp_path / "s", manifest={"k": 3, "retrieved": ""})
+  (path,) = (tmp_path / "s").rglob("*.array_record*")
+  for record in array_record_module.ArrayRecordReader(str(path)).read_all():
+    names = sorted(field.name for field in dataclasses.fields(kind))
+    places = [record.index(b"\n%c%s\x12" % (len(name), name.encode())) for name in names]
+    assert places == sorted(places)
+
+
 def test_scores_of_other_examples_are_refused(retrieved, tmp_path):
   write_scores(SCORES, tmp_path / "s", manifest={"k": 3, "retrieved": retrieved.fingerprint})
   changed = [dataclasses.replace(EXAMPLES[0], answers=("Vorn",)), EXAMPLES[1]]

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import writer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from radit_jax import files
 from radit_jax.errors import UserError
@@ -24,6 +26,14 @@ SPLIT = "rows"
 class _Info(tfds.core.DatasetInfo):
   def initialize_from_bucket(self) -> None:
     """Nothing: no public bucket knows these data, and asking leaves an empty temporary directory behind."""
+
+
+class _Writer(writer.ExampleWriter):
+  """Features in the order of their names. By default each process has an order of its own, and so other bytes."""
+
+  def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+    parse = tf_example_pb2.Example.FromString
+    return super().write(path, ((key, parse(e).SerializeToString(deterministic=True)) for key, e in examples))
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
@@ -39,6 +49,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
   def __init__(self, *, data_dir: str | os.PathLike[str], records: Iterable[dict[str, Any]] = ()) -> None:
     self._records = records
     super().__init__(data_dir=data_dir, file_format="array_record")
+
+  def _example_writer(self) -> writer.ExampleWriter:
+    return _Writer(self.info.file_format)
 
   @abc.abstractmethod
   def _features(self) -> dict[str, Any]:
