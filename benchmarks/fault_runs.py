@@ -150,6 +150,11 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
   }
 
 
+def content(root: pathlib.Path) -> dict[str, bytes]:
+  """Every file below a directory."""
+  return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
 def reached(workdir: pathlib.Path) -> int:
   """Last step that has its line."""
   return max((line["step"] for line in read_metrics(workdir / "metrics.jsonl")), default=0)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from radit_jax import cli
+from radit_jax.data import scored
 from radit_jax.retrieval import embed, scann
 from radit_jax.training import loop, manifests
 from radit_jax.verbs import score
@@ -37,6 +38,18 @@ def announced(phase: str, function: Any, *, seconds: float, first: int = 1) -> A
   return slow
 
 
+def told(line: str, function: Any) -> Any:
+  """The function, each call of which is a line."""
+
+  @functools.wraps(function)
+  def telling(*args: Any, **kwargs: Any) -> Any:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+    return function(*args, **kwargs)
+
+  return telling
+
+
 def hold(phase: str) -> None:
   """Puts the announcement where the phase is."""
   if phase == "compile":
@@ -50,7 +63,14 @@ def hold(phase: str) -> None:
   elif phase == "saving":
     manifests.write = announced(phase, manifests.write, seconds=2)
   elif phase == "scoring":
-    score.score_step = announced(phase, score.score_step, seconds=2)
+    score.score_step = announced(phase, score.score_step, seconds=2, first=3)
+  elif phase == "long batch":
+    score.score_step = announced(phase, score.score_step, seconds=LONG_S, first=3)
+  elif phase == "parts":
+    scored.EVERY_S = 0
+    score.score_step = announced(phase, score.score_step, seconds=LONG_S, first=3)
+  elif phase == "batches":  # not one that is held: each is told
+    score.score_step = told("batch", score.score_step)
   elif phase == "encoding":
     embed.encode_batch = announced(phase, embed.encode_batch, seconds=2, first=2)
   elif phase == "index build":

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from fault_runs import (
   KINDS,
   Kind,
   World,
+  content,
   devices,
   intact,
   last_word,
@@ -53,6 +55,7 @@ from radit_jax.sharding import make_mesh
 from radit_jax.training import manifests
 from radit_jax.training.checkpoint import Checkpoints
 from radit_jax.training.loop import train
+from radit_jax.verbs.score import score
 
 Row = Literal["cuts", "kills", "signals", "files", "disk", "nan", "lost", "mesh", "accumulate", "memory"]
 PHASES = ("compile", "step", "evaluation", "scoring", "encoding", "index build", "saving")
@@ -217,7 +220,7 @@ def stop_in(
   root.mkdir(parents=True, exist_ok=True)
   out, file = root / "out", root / "call.py"
   if phase == "scoring":
-    wanted: Any = world.score_config("train", out)
+    wanted: Any = dataclasses.replace(world.score_config("train", out), batch_size=2)
   elif phase in ("encoding", "index build"):
     wanted = world.index_config(out, "scann")
   else:
@@ -237,7 +240,14 @@ def stop_in(
   result = {"status": status, "seconds": seconds, "said": said}
   if verb_of(wanted).startswith("train"):
     result |= {"reached": reached(out), "saved": intact(out)}
-  result["again"] = start(wanted, file).wait()
+  again = start(wanted, file, hold="batches" if phase == "scoring" else "")
+  computed = again.communicate()[0].count("batch\n")
+  result["again"] = again.returncode
+  if phase == "scoring":
+    batches = re.search(r"of (\d+) batches", said)
+    result |= {"batches": int(batches[1]), "kept": int(batches[1]) - computed} if batches else {}
+    score(dataclasses.replace(wanted, out=f"{world.root}/whole-scores"))
+    result["same"] = content(out) == content(world.root / "whole-scores")
   if verb_of(wanted).startswith("train"):
     whole = world.root / f"whole-{kind}"  # trained by the first call
     tune(world.config(kind, whole, steps=12, evaluate_every=6))
@@ -251,12 +261,15 @@ def signals(config: Config, root: pathlib.Path) -> str:
     for name in (signal.SIGTERM, signal.SIGINT):
       found = stop_in(world, root / phase.replace(" ", "_") / name.name, phase, name)
       kept = f"{found['saved']} of {found['reached']}" if "saved" in found else "–"
+      kept = f"{found['kept']} of {found['batches']} batches" if "kept" in found else kept
       ended = "0, the same bits" if found.get("same") else str(found["again"])
       rows.append([phase, name.name, str(found["status"]), f"{found['seconds']:.1f}", kept, ended])
       print(rows[-1], found["said"], flush=True)
   twice = stop_in(world, root / "twice", "compile", signal.SIGTERM, signal.SIGTERM)
   rows.append(["compile", "SIGTERM twice", str(twice["status"]), f"{twice['seconds']:.1f}", "–", str(twice["again"])])
-  return table(["phase", "signal", "status", "seconds", "step saved, of steps begun", "the same command again"], rows)
+  return table(
+    ["phase", "signal", "status", "seconds", "step saved, of steps begun; batches kept", "the same command again"], rows
+  )
 
 
 def flip_a_bit(file: pathlib.Path, other: pathlib.Path) -> None:

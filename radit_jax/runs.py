@@ -88,6 +88,21 @@ def recipe(config: Any, *, inputs: dict[str, str]) -> dict[str, Any]:
   return {"options": kept, "inputs": inputs}
 
 
+def difference(stored: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, str] | None:
+  """What stands against continuing under one recipe what another one began.
+
+  Returns:
+    "options" or "inputs", and the first of them that differs with both values, in words; None if nothing does.
+  """
+  for part in ("options", "inputs"):
+    before, now = flatten(stored.get(part, {})), flatten(wanted[part])
+    for name in [*now, *(n for n in before if n not in now)]:
+      free = name in FREE_NAMES or any(name == f or name.endswith("." + f) for f in FREE)
+      if not free and before.get(name) != now.get(name):
+        return part, f"made with {name} = {before.get(name)!r}, this call has {now.get(name)!r}"
+  return None
+
+
 def check_same(path: str | os.PathLike[str], stored: dict[str, Any], wanted: dict[str, Any]) -> None:
   """Refuses to continue a directory that was made by another recipe.
 
@@ -95,15 +110,9 @@ def check_same(path: str | os.PathLike[str], stored: dict[str, Any], wanted: dic
     UserError: naming the first option that differs, and both values.
     StaleInputs: all options agree, and an input differs.
   """
-  for part, error in (("options", UserError), ("inputs", StaleInputs)):
-    before, now = flatten(stored.get(part, {})), flatten(wanted[part])
-    for name in [*now, *(n for n in before if n not in now)]:
-      free = name in FREE_NAMES or any(name == f or name.endswith("." + f) for f in FREE)
-      if not free and before.get(name) != now.get(name):
-        raise error(
-          f"{path}: made with {name} = {before.get(name)!r}, this call has {now.get(name)!r}; "
-          "choose another directory, or remove this one"
-        )
+  if found := difference(stored, wanted):
+    error = StaleInputs if found[0] == "inputs" else UserError
+    raise error(f"{path}: {found[1]}; choose another directory, or remove this one")
 
 
 def finished(path: str | os.PathLike[str], kind: str, wanted: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from processes import ROOT, finish, free_port, radit, start
-from test_verbs import generator_config, index_config, made, run_config  # noqa: F401
+from test_verbs import generator_config, index_config, made, run_config, score_config  # noqa: F401
 
 from radit_jax import config as c
 from radit_jax.data.examples import RetrievedStore, ScoreStore
@@ -21,6 +21,7 @@ from radit_jax.retrieval.shards import read_embeddings
 from radit_jax.training.metrics import read_metrics
 from radit_jax.verbs.index import index
 from radit_jax.verbs.run import run
+from radit_jax.verbs.score import score
 from radit_jax.verbs.train_generator import train_generator
 
 LOOP = c.LoopConfig(steps=2, batch_size=8, log_every=1, evaluate_every=1)
@@ -153,6 +154,32 @@ def test_sigterm_to_one_stops_both_after_the_same_step_and_one_process_goes_on(m
   loop = c.LoopConfig(steps=step + 1, batch_size=8, log_every=1, evaluate_every=100_000)
   assert train_generator(generator_config(made, parts, tmp_path / "run", loop=loop)).steps == step + 1
   assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == [*range(step + 2), step + 1]
+
+
+def test_scoring_that_one_process_stops_is_kept_for_both(made, parts, tmp_path):  # noqa: F811
+  """The first one writes what was finished, and all leave out the same batches."""
+  config = score_config(made, parts, "train", out=f"{tmp_path}/scores", batch_size=2)
+  worker, port = ROOT / "benchmarks/fault_worker.py", free_port()
+  command = ["score", "--config", str(config_file(tmp_path / "scoring.py", config))]
+  started = [start([str(worker), "scoring", *command], i, port) for i in range(2)]
+  until = time.monotonic() + 240
+  while any(b"phase" not in os.pread(out.fileno(), 1 << 16, 0) for _, (out, _) in started) and time.monotonic() < until:
+    assert [p.poll() for p, _ in started] == [None, None]
+    time.sleep(0.05)
+  os.kill(started[1][0].pid, signal.SIGTERM)
+  said = "radit: stopped by SIGTERM after 3 of 6 batches; the same command continues"
+  assert [(status, error) for status, _, error in finish(*started)] == [(75, said)] * 2
+  assert sorted(p.name for p in (tmp_path / ".scores.partial").iterdir()) == ["part-00000.npy", "parts.json"]
+  port = free_port()
+  started = [start([str(worker), "batches", *command], i, port) for i in range(2)]
+  for process, _ in started:
+    assert process.wait(240) == 0
+  assert [os.pread(out.fileno(), 1 << 16, 0).count(b"batch\n") for _, (out, _) in started] == [3, 3]
+  assert not (tmp_path / ".scores.partial").exists()
+  score(dataclasses.replace(config, out=f"{tmp_path}/whole"))
+  for a, b in zip(ScoreStore(tmp_path / "scores"), ScoreStore(tmp_path / "whole"), strict=True):
+    assert (a.id, a.num_tokens.tolist(), a.valid.tolist()) == (b.id, b.num_tokens.tolist(), b.valid.tolist())
+    np.testing.assert_allclose(a.log_likelihood, b.log_likelihood, rtol=1e-6)
 
 
 def test_a_process_that_fails_ends_the_other_with_its_status_and_its_reason(made, parts, tmp_path):  # noqa: F811
