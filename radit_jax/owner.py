@@ -31,20 +31,21 @@ def one_owner(verb: F) -> F:
 
   @functools.wraps(verb)
   def owning(config: Any, **options: Any) -> Any:
-    with owned(config.workdir):
+    with owned(config.workdir, otherwise="choose another --workdir"):
       return verb(config, **options)
 
   return cast(F, owning)
 
 
 @contextlib.contextmanager
-def owned(workdir: str | os.PathLike[str]) -> Iterator[None]:
+def owned(workdir: str | os.PathLike[str], *, otherwise: str | None = None) -> Iterator[None]:
   """Holds the lock of a directory; of several processes the first one does.
 
   The lock of a process that has ended, on this machine or before it was started anew, is taken over. Buckets have none.
 
   Args:
     workdir: made if missing, and removed again if nothing was written.
+    otherwise: what the one that is refused may do but wait.
 
   Raises:
     UserError: another process owns it, or one on another machine may: host and process id named.
@@ -62,10 +63,11 @@ def owned(workdir: str | os.PathLike[str]) -> Iterator[None]:
     yield
     return
   root = pathlib.Path(workdir)
+  lock = root / LOCK
   made = [p for p in (root, *root.parents) if not p.exists()]
   root.mkdir(parents=True, exist_ok=True)
   try:
-    _take(root / LOCK)
+    _take(lock, "wait for it" + (f", or {otherwise}" if otherwise else ""))
     held = True
   except OSError as e:
     if e.errno not in _UNWRITABLE:
@@ -76,18 +78,18 @@ def owned(workdir: str | os.PathLike[str]) -> Iterator[None]:
   finally:
     with contextlib.suppress(OSError):  # not empty; or read-only by now, of which the run has told
       if held:
-        (root / LOCK).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
       for directory in made:
         directory.rmdir()
 
 
-def _take(lock: pathlib.Path) -> None:
+def _take(lock: pathlib.Path, advice: str) -> None:
   mine = json.dumps(_identity(os.getpid()))
   while True:
     try:
       handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
-      _remove_stale(lock)
+      _remove_stale(lock, advice)
       continue
     with os.fdopen(handle, "w") as f:
       f.write(mine)
@@ -96,7 +98,7 @@ def _take(lock: pathlib.Path) -> None:
     return
 
 
-def _remove_stale(lock: pathlib.Path) -> None:
+def _remove_stale(lock: pathlib.Path, advice: str) -> None:
   """Removes the lock of an owner that has ended.
 
   Raises:
@@ -112,17 +114,17 @@ def _remove_stale(lock: pathlib.Path) -> None:
       pid, host = int(owner["pid"]), str(owner["host"])
     except (ValueError, KeyError, TypeError):
       if time.time() - os.fstat(f.fileno()).st_mtime < _EMPTY_FOR_S:
-        raise UserError(f"{lock}: another process is just taking this directory; choose another --workdir") from None
+        raise UserError(f"{lock}: another process is just taking this lock; {advice}") from None
       log.warning("%s: names no process; taken over", lock)
       lock.unlink()
       return
     if host != socket.gethostname():
       raise UserError(
-        f"{lock}: process {pid} on {host} owns this run, and whether it still runs cannot be seen from here; if it "
+        f"{lock}: process {pid} on {host} holds this lock, and whether it still runs cannot be seen from here; if it "
         "does not, remove that file"
       )
     if owner == _identity(pid):
-      raise UserError(f"{lock}: process {pid} on this machine owns this run; wait for it, or choose another --workdir")
+      raise UserError(f"{lock}: process {pid} on this machine holds this lock; {advice}")
     log.warning("%s: left by process %d, which has ended; taken over", lock, pid)
     lock.unlink()
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -45,7 +46,7 @@ def hold(workdir):
 
 def test_the_second_starter_is_refused_and_a_killed_one_leaves_nothing_in_the_way(tmp_path):
   first = hold(tmp_path / "run")
-  message = rf"run/run.lock: process {first.pid} on this machine owns this run"
+  message = rf"run/run.lock: process {first.pid} on this machine holds this lock; wait for it$"
   with pytest.raises(UserError, match=message), owner.owned(tmp_path / "run"):
     raise AssertionError("two owners")
   first.send_signal(signal.SIGKILL)
@@ -58,6 +59,15 @@ def test_the_second_starter_is_refused_and_a_killed_one_leaves_nothing_in_the_wa
     assert json.loads((tmp_path / "run/run.lock").read_text())["pid"] == os.getpid()
   first.wait()
   assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_who_is_refused_is_told_the_option_of_the_verb(tmp_path):
+  verb = owner.one_owner(lambda config: None)
+  (tmp_path / "run.lock").write_text(json.dumps(owner._identity(os.getpid())))
+  with pytest.raises(UserError, match=r"wait for it, or choose another --workdir$"):
+    verb(types.SimpleNamespace(workdir=tmp_path))
+  with pytest.raises(UserError, match=r"wait for it, or give other passages$"):
+    owner.owned(tmp_path, otherwise="give other passages").__enter__()
 
 
 def test_what_was_written_stays(tmp_path):
@@ -84,7 +94,7 @@ def test_a_stale_lock_is_taken_over(tmp_path, changed):
 def test_of_another_machine_nothing_can_be_known(tmp_path):
   held = owner._identity(os.getpid()) | {"host": "another", "pid": 17}
   (tmp_path / "run.lock").write_text(json.dumps(held))
-  with pytest.raises(UserError, match=r"process 17 on another owns .* if it does not, remove that file"):
+  with pytest.raises(UserError, match=r"process 17 on another holds .* if it does not, remove that file"):
     owner.owned(tmp_path).__enter__()
   assert (tmp_path / "run.lock").exists()
 
