@@ -38,13 +38,14 @@ def one_owner(verb: F) -> F:
 
 
 @contextlib.contextmanager
-def owned(workdir: str | os.PathLike[str], *, otherwise: str | None = None) -> Iterator[None]:
+def owned(workdir: str | os.PathLike[str], *, beside: bool = False, otherwise: str | None = None) -> Iterator[None]:
   """Holds the lock of a directory; of several processes the first one does.
 
   The lock of a process that has ended, on this machine or before it was started anew, is taken over. Buckets have none.
 
   Args:
     workdir: made if missing, and removed again if nothing was written.
+    beside: the lock lies beside the directory, which is left as it is: for work that puts a whole one in its place.
     otherwise: what the one that is refused may do but wait.
 
   Raises:
@@ -63,7 +64,8 @@ def owned(workdir: str | os.PathLike[str], *, otherwise: str | None = None) -> I
     yield
     return
   root = pathlib.Path(workdir)
-  lock = root / LOCK
+  lock = root.parent / f".{root.name}.lock" if beside else root / LOCK
+  root = lock.parent
   made = [p for p in (root, *root.parents) if not p.exists()]
   root.mkdir(parents=True, exist_ok=True)
   try:

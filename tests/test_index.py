@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import resource
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -142,6 +143,35 @@ def test_metadata_that_cannot_be(tmp_path, metadata, message):
   with pytest.raises(UserError, match=message):
     build_index(clustered(5, 8), tmp_path / "index", backend="exact", metadata=metadata)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_builds_at_once_none_replaces_an_index_by_half_of_one(tmp_path):
+  stored, paused, finished, said = clustered(9, 8), threading.Event(), threading.Event(), []
+
+  def metadata():
+    for row in range(len(stored)):
+      if row == 5:
+        paused.set()
+        finished.wait()
+      yield {"row": row}
+
+  def slow():
+    with pytest.raises(
+      UserError, match=r"partial/embeddings-00000\.npy: removed while .* nothing was replaced"
+    ) as error:
+      build_index(stored, tmp_path / "index", backend="exact", metadata=metadata())
+    said.append(str(error.value))
+
+  other = threading.Thread(target=slow)
+  other.start()
+  paused.wait()
+  fields = built(tmp_path, "exact", stored, metadata=[{"row": row} for row in range(9)]).manifest
+  finished.set()
+  other.join()
+  assert len(said) == 1
+  assert "\n" not in said[0]
+  assert load_index(tmp_path / "index").manifest == fields
+  assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 
 def test_missing_index(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,19 +14,19 @@ import types
 
 import pytest
 
-from radit_jax import owner
+from radit_jax import files, owner
 from radit_jax.errors import UserError
 
 HOLD = """
 import sys, time
-from radit_jax import owner
+from radit_jax import files, owner
 with owner.owned(sys.argv[1]):
   print("held", flush=True)
   time.sleep(60)
 """
 TAKE = """
 import sys, time
-from radit_jax import owner
+from radit_jax import files, owner
 from radit_jax.errors import UserError
 while time.time() < float(sys.argv[2]):
   pass
@@ -68,6 +69,18 @@ def test_who_is_refused_is_told_the_option_of_the_verb(tmp_path):
     verb(types.SimpleNamespace(workdir=tmp_path))
   with pytest.raises(UserError, match=r"wait for it, or give other passages$"):
     owner.owned(tmp_path, otherwise="give other passages").__enter__()
+
+
+def test_a_lock_beside_a_directory_that_is_replaced_meanwhile(tmp_path):
+  final, new = tmp_path / "a/index", tmp_path / "new"
+  new.mkdir()
+  with owner.owned(final, beside=True):
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [".index.lock"]
+    for _ in range(2):
+      files.replace_directory(shutil.copytree(new, tmp_path / "finished"), final)
+      with pytest.raises(UserError, match=r"a/\.index\.lock: process"):
+        owner.owned(final, beside=True).__enter__()
+  assert [p.name for p in (tmp_path / "a").iterdir()] == ["index"]
 
 
 def test_what_was_written_stays(tmp_path):

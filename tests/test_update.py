@@ -138,6 +138,34 @@ def test_passages_that_another_call_updates_are_left_alone(root, parts, tmp_path
   (root / "passages/run.lock").unlink()
 
 
+def test_one_call_at_a_time_works_on_an_index(root, parts, tmp_path):
+  new = {name: f"{tmp_path}/new/{name}" for name in ("index", "embeddings")}
+  build, other = index_config(root, parts, **new), {**new, "index": f"{tmp_path}/other"}
+  change = index_config(root, parts, update=changed_corpus(tmp_path / "changed.jsonl"))
+  for config, refused in [
+    (build, {build: "new/.index.lock", index_config(root, parts, **other): "new/.embeddings.lock"}),
+    (
+      change,
+      dict.fromkeys((change, index_config(root, parts), index_config(root, parts, rollback=True)), "/.index.lock"),
+    ),
+  ]:
+    said = []
+
+    def try_others(stage, done, total, unit, /, *, refused=refused, said=said, **figures):
+      for one in refused if stage == "embed" and not said else ():
+        with pytest.raises(UserError) as error:
+          index(one)
+        said.append(str(error.value))
+
+    index(config, progress=try_others)
+    assert len(said) == len(refused)
+    for line, lock in zip(said, refused.values(), strict=True):
+      assert f"{lock}: process {os.getpid()} on this machine holds this lock; wait for it" in line
+      assert "workdir" not in line
+  assert len(load_index(new["index"])) == 40
+  assert not [p for place in (root, tmp_path) for p in place.rglob("*.lock")]
+
+
 def test_a_version_that_is_read_and_not_there_is_named_before_anything_is_built(root, parts, tmp_path):
   index(index_config(root, parts, update=changed_corpus(tmp_path / "changed.jsonl")))
   (root / "index/versions/000001/manifest.json").unlink()

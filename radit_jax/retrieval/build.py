@@ -92,8 +92,8 @@ def build_index(
     embeddings differ in bytes, and agree in it).
 
   Raises:
-    UserError: no embeddings, one that is not finite (row named), metadata of another length or with other values, or a
-      build whose process died.
+    UserError: no embeddings, one that is not finite (row named), metadata of another length or with other values, a
+      build whose process died, or files that another build of this directory has removed.
   """
   if backend not in BACKENDS:
     raise UserError(f"backend = {backend!r}: must be one of {', '.join(map(repr, BACKENDS))}")
@@ -205,7 +205,14 @@ def _build(
     begin = Settings(**before.manifest["search"])
   manifest = measured(work, manifest, wish, begin=begin, progress=progress)
   del manifest["files"]
-  files.write_manifest(work, "index", manifest, known=known)
+  listed = files.described(work, "index", manifest, known=known)
+  for name in (*(source["files"] or [shard_name(0)]), *known):
+    if name not in listed["files"]:
+      raise UserError(
+        f"{work / name}: removed while the index was built, as by another process that builds the same one; nothing "
+        "was replaced; run this again when that has ended"
+      )
+  files.write_json(work / files.MANIFEST, listed)
   return manifest
 
 

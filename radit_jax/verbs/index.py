@@ -8,6 +8,7 @@ from radit_jax.config import IndexConfig
 from radit_jax.data.corpus import PassageStore
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_encoder
+from radit_jax.owner import owned
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval import milvus_client
 from radit_jax.retrieval.build import build_index
@@ -60,7 +61,8 @@ def index(
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: a missing or foreign store or encoder; an embedding that is not finite (its row named).
+    UserError: a missing or foreign store or encoder; an embedding that is not finite (its row named); another process
+      that works on the same index or embeddings.
   """
   if config.plan:
     return _plan(config)
@@ -68,6 +70,13 @@ def index(
     return rollback(config)
   if config.update is not None:
     return update(config, progress=progress)
+  # Beside the directory, as a build removes all that is in it.
+  with owned(config.index, beside=True, otherwise="choose another --index"):
+    return _build(config, progress)
+
+
+def _build(config: IndexConfig, progress: Progress) -> IndexResult:
+  """The index, built so far as it is not there, and tuned so far as other settings are asked for."""
   store = PassageStore(config.passages)
   inputs = {"passages": store.fingerprint, "encoder": fingerprint(config.encoder, config.embedding)}
   wanted = index_recipe(config, inputs)
@@ -83,7 +92,8 @@ def index(
     if config.milvus_uri is not None:
       milvus_client.connect(config.milvus_uri).close()  # before hours of encoding
     fields = {"encoder_fingerprint": inputs["encoder"], "passages_fingerprint": store.fingerprint}
-    encode(config, store, config.embeddings, fields, progress)
+    with owned(config.embeddings, beside=True, otherwise="choose other --embeddings"):
+      encode(config, store, config.embeddings, fields, progress)
     with hosts.one_writes() as mine:
       if mine:
         build_index(

@@ -131,7 +131,7 @@ def update(config: IndexConfig, *, progress: Progress = silent) -> UpdateResult:
     raise UserError(f"{root}: no such directory; `radit index` without --update makes the index")
   passages = PassageStore(config.passages).root
   # Other indexes may be of the same passages, and updated at the same time.
-  with owned(root), owned(passages):
+  with owned(root, beside=True), owned(passages):
     number = versions.current_number(root)
     base = versions.directory(root, number)
     manifest = files.read_manifest(base, "index", verify="full")
@@ -191,7 +191,7 @@ def rollback(config: IndexConfig) -> RollbackResult:
     UserError: the current version is the first one, or the one it was made from is no longer there or damaged.
   """
   root = pathlib.Path(config.index)
-  with owned(root), owned(PassageStore(config.passages).root):
+  with owned(root, beside=True), owned(PassageStore(config.passages).root):
     number = versions.current_number(root)
     manifest = files.read_manifest(versions.directory(root, number), "index")
     if "base" not in manifest:
