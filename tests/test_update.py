@@ -29,6 +29,7 @@ from radit_jax.retrieval.build import build_index
 from radit_jax.retrieval.index import load_index
 from radit_jax.retrieval.tuned import Wish
 from radit_jax.retrieval.update import update_index
+from radit_jax.verbs import update as verb
 from radit_jax.verbs.bm25 import bm25
 from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import prepare, read_split
@@ -207,6 +208,26 @@ def test_golden_questions_decide_whether_a_version_is_read(root, parts, tmp_path
   assert cli.main(["index", *golden, "--golden-min=0.9"]) == 0
   assert (root / "index/versions/000001/manifest.json").stat().st_mtime_ns == made  # only asked again
   assert versions.current_number(root / "index") == 1
+
+
+def test_a_version_that_found_too_little_is_asked_again_under_other_settings(root, parts, tmp_path, monkeypatch):
+  wishes, ask = [], verb.golden
+
+  def golden(*arguments, **options):
+    wishes.append(files.read_manifest(root / "index/versions/000001", "index")["wish"])
+    return ask(*arguments, **options)
+
+  monkeypatch.setattr(verb, "golden", golden)
+  corpus = write_lines(tmp_path / "u.jsonl", [{"id": "x", "text": "Nobody knows."}])
+  asked = write_lines(tmp_path / "golden.jsonl", [{"id": "q", "question": "Who?", "answers": ["no such town"]}])
+  config = index_config(root, parts, update=corpus, golden=asked, golden_min=1.0)
+  for options in ({}, {"reorder": 300, "target_recall": 0.97}, {}, {"reorder": 400}):
+    result = index(dataclasses.replace(config, **options))
+    assert (result.made, result.failed) == (1, True)
+  plain = dataclasses.asdict(Wish())
+  tuned = {**plain, "reorder": 300, "target_recall": 0.97}
+  assert wishes == [plain, tuned, tuned, {**plain, "reorder": 400}]
+  assert versions.numbers(root / "index") == [0, 1]
 
 
 def _by_answer():

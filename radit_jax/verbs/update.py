@@ -22,7 +22,7 @@ from radit_jax.owner import owned
 from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.rows import Rows
 from radit_jax.retrieval.shards import read_embeddings
-from radit_jax.retrieval.tuned import Wish, has_collection
+from radit_jax.retrieval.tuned import Wish, has_collection, tune_index
 from radit_jax.retrieval.update import update_index
 from radit_jax.verbs.encode import encode, index_recipe
 from radit_jax.verbs.golden import Found, golden, read_golden
@@ -161,6 +161,8 @@ def update(config: IndexConfig, *, progress: Progress = silent) -> UpdateResult:
     if made is None:
       made = versions.numbers(root)[-1] + 1
       _make(config, manifest, made, before, after, progress)
+    else:
+      _tune(config, versions.directory(root, made), progress)
     asked = golden(config, questions, [(number, before), (made, after)], progress=progress) if questions else None
     pruned: tuple[int, ...] = ()
     passed = asked is None or asked.passed
@@ -269,6 +271,19 @@ def _made(root: pathlib.Path, base: int, passages: PassageStore) -> int | None:
   return None
 
 
+def _wish(config: IndexConfig) -> Wish:
+  return Wish(config.leaves_to_search, config.reorder, config.target_recall)
+
+
+def _tune(config: IndexConfig, made: pathlib.Path, progress: Progress) -> None:
+  """Has a version that was made before search as thoroughly as this call asks for, if it asks for anything."""
+  wish = _wish(config)
+  manifest = files.read_manifest(made, "index")
+  with hosts.one_writes() as mine:
+    if mine and wish != Wish() and manifest["wish"] != dataclasses.asdict(wish):
+      tune_index(made, wish, milvus_uri=config.milvus_uri, progress=progress)
+
+
 def _make(
   config: IndexConfig,
   manifest: dict[str, Any],
@@ -290,7 +305,7 @@ def _make(
       if mine and encoded.exists() and not _is_of(encoded, after):
         shutil.rmtree(encoded)
     encode(config, texts, encoded, fields, progress)
-  asked = Wish(config.leaves_to_search, config.reorder, config.target_recall)
+  asked = _wish(config)
   with hosts.one_writes() as mine:
     if mine:
       rows = range(len(before), len(after))
