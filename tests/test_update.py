@@ -139,6 +139,38 @@ def test_passages_that_another_call_updates_are_left_alone(root, parts, tmp_path
   (root / "passages/run.lock").unlink()
 
 
+def test_of_two_indexes_of_one_store_the_one_that_lags_holds_nobody_back(root, parts, tmp_path):
+  second = index_config(root, parts, index=f"{tmp_path}/second")
+  index(second)
+  updates = [write_lines(tmp_path / f"{n}.jsonl", [{"id": f"x{n}", "text": f"Text {n}."}]) for n in range(2)]
+  for corpus in updates:
+    index(index_config(root, parts, update=corpus))
+  fingerprint = PassageStore(root / "passages").fingerprint
+  known = write_lines(tmp_path / "known.jsonl", list(documents())[:1])
+  there = {p: p.stat().st_mtime_ns for p in (tmp_path / "second").rglob("*")}
+  for _ in range(2):
+    assert index(dataclasses.replace(second, update=known)).made is None
+    assert versions.current_number(root / "passages") == 2
+    result = index(second)
+    assert (result.num_passages, result.behind) == (40, (0, 2))
+    assert "\nof version 0 of the passages, not 2: the updates that made it" in result.summary()
+    assert index(index_config(root, parts)).behind is None
+  assert {p: p.stat().st_mtime_ns for p in (tmp_path / "second").rglob("*")} == there
+  for number, corpus in enumerate(updates, 1):
+    assert index(dataclasses.replace(second, update=corpus)).made == number
+    assert versions.current_number(root / "passages") == 2
+  assert load_index(tmp_path / "second").manifest["passages_fingerprint"] == fingerprint
+  assert versions.numbers(root / "passages") == [0, 1, 2]
+  assert index(second).behind is None
+  index(dataclasses.replace(second, rollback=True))
+  assert versions.current_number(root / "passages") == 1
+  assert index(index_config(root, parts)).num_passages == 42  # of passages that are newer than those that are read
+  other = write_lines(tmp_path / "other.jsonl", [{"id": "d0", "text": "Another corpus."}])
+  prepare(c.PrepareConfig(workdir=f"{tmp_path}/other", corpus=other, questions=None))
+  with pytest.raises(UserError, match=r"second: made from the passage store .{12}, but .* is .{12}"):
+    index(dataclasses.replace(second, passages=f"{tmp_path}/other/passages"))
+
+
 def test_one_call_at_a_time_works_on_an_index(root, parts, tmp_path):
   new = {name: f"{tmp_path}/new/{name}" for name in ("index", "embeddings")}
   build, other = index_config(root, parts, **new), {**new, "index": f"{tmp_path}/other"}

@@ -5,7 +5,7 @@ from typing import Any
 
 from radit_jax import files, hosts, runs, versions
 from radit_jax.config import IndexConfig
-from radit_jax.data.corpus import PassageStore
+from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.errors import UserError
 from radit_jax.models.pretrained import fingerprint, load_encoder
 from radit_jax.owner import owned
@@ -31,6 +31,8 @@ class IndexResult:
     method: what the backend does at this size: "exact", "quantized", "tree", "device" or "milvus".
     overlap: what the index found of what exact search finds, see :class:`radit_jax.retrieval.recall.Overlap`; None
       where the search is exact.
+    behind: version of the passages that it is of, and the newer one that is read without it; None where it is of that
+      one.
   """
 
   index: str
@@ -40,10 +42,16 @@ class IndexResult:
   backend: str
   method: str = "exact"
   overlap: dict[str, Any] | None = None
+  behind: tuple[int, int] | None = None
 
   def summary(self) -> str:
-    """One line for the command line, and one for what was measured."""
+    """One line for the command line, one for newer passages, and one for what was measured."""
     line = f"{self.backend} index of {self.num_passages} passages, width {self.dimension}: {self.index}"
+    if self.behind is not None:
+      own, newer = self.behind
+      line += (
+        f"\nof version {own} of the passages, not {newer}: the updates that made it bring it in here with --update"
+      )
     if self.overlap is None:
       return f"{line}\nevery search is exact" if self.backend == "scann" else line
     o = self.overlap
@@ -77,9 +85,7 @@ def index(
 
 def _build(config: IndexConfig, progress: Progress) -> IndexResult:
   """The index, built so far as it is not there, and tuned so far as other settings are asked for."""
-  store = PassageStore(config.passages)
-  inputs = {"passages": store.fingerprint, "encoder": fingerprint(config.encoder, config.embedding)}
-  wanted = index_recipe(config, inputs)
+  store = read = PassageStore(config.passages)
   wish = Wish(config.leaves_to_search, config.reorder, config.target_recall)
   current = versions.current(config.index)
   if versions.current_number(config.index) and not (current / files.MANIFEST).exists():
@@ -88,6 +94,10 @@ def _build(config: IndexConfig, progress: Progress) -> IndexResult:
       f"version into {config.index}/{versions.CURRENT} ({', '.join(map(str, versions.numbers(config.index)))}), or "
       "remove the directory to build anew"
     )
+  if (current / files.MANIFEST).exists():
+    store = version_of(files.read_manifest(current, "index").get("passages_fingerprint"), store, config.index)
+  inputs = {"passages": store.fingerprint, "encoder": fingerprint(config.encoder, config.embedding)}
+  wanted = index_recipe(config, inputs)
   if not runs.finished(current, "index", wanted):
     if config.milvus_uri is not None:
       milvus_client.connect(config.milvus_uri).close()  # before hours of encoding
@@ -116,7 +126,8 @@ def _build(config: IndexConfig, progress: Progress) -> IndexResult:
   manifest = files.read_manifest(current, "index")
   method = manifest["parameters"].get("method", "exact")
   size = manifest["count"] - manifest.get("removed", 0), manifest["dim"]
-  return IndexResult(config.index, config.embeddings, *size, config.backend, method, manifest["overlap"])
+  behind = (store.version, read.version) if store.version < read.version else None
+  return IndexResult(config.index, config.embeddings, *size, config.backend, method, manifest["overlap"], behind)
 
 
 def _is_there(config: IndexConfig, manifest: dict[str, Any]) -> bool:

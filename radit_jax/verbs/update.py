@@ -207,7 +207,7 @@ def rollback(config: IndexConfig) -> RollbackResult:
     store = version_of(there["passages_fingerprint"], PassageStore(config.passages), config.index)
     with hosts.one_writes() as mine:
       if mine:
-        _read_from_now_on(root, target, store)
+        _read_from_now_on(root, target, store, back=True)
     return RollbackResult(config.index, number, target, store.num_live)
 
 
@@ -339,12 +339,17 @@ def _is_of(encoded: pathlib.Path, passages: PassageStore) -> bool:
     return False
 
 
-def _read_from_now_on(root: pathlib.Path, number: int, passages: PassageStore) -> None:
-  """Has a version of the index read, and then its passages by whoever reads them without an index."""
+def _read_from_now_on(root: pathlib.Path, number: int, passages: PassageStore, *, back: bool = False) -> None:
+  """Has a version of the index read, and then its passages by whoever reads them without an index.
+
+  Newer passages, which another index may be of, stay read unless it is to go back.
+  """
   versions.settle(passages.root, passages.version)
-  for path, version in ((root, number), (passages.root, passages.version)):
-    if versions.current_number(path) != version:
-      versions.make_current(path, version)
+  if versions.current_number(root) != number:
+    versions.make_current(root, number)
+  read = versions.current_number(passages.root)
+  if passages.version > read or (back and passages.version < read):
+    versions.make_current(passages.root, passages.version)
 
 
 class _Texts(Sequence[str]):
