@@ -30,6 +30,7 @@ from radit_jax.retrieval.index import load_index
 from radit_jax.retrieval.tuned import Wish
 from radit_jax.retrieval.update import update_index
 from radit_jax.verbs import update as verb
+from radit_jax.verbs.ask import ask
 from radit_jax.verbs.bm25 import bm25
 from radit_jax.verbs.index import index
 from radit_jax.verbs.prepare import prepare, read_split
@@ -169,6 +170,42 @@ def test_of_two_indexes_of_one_store_the_one_that_lags_holds_nobody_back(root, p
   prepare(c.PrepareConfig(workdir=f"{tmp_path}/other", corpus=other, questions=None))
   with pytest.raises(UserError, match=r"second: made from the passage store .{12}, but .* is .{12}"):
     index(dataclasses.replace(second, passages=f"{tmp_path}/other/passages"))
+
+
+def test_what_is_asked_of_an_index_is_held_against_the_passages_that_it_is_of(root, parts, tmp_path):
+  older = f"{tmp_path}/older"
+  index(index_config(root, parts, index=older))
+  index(index_config(root, parts, update=write_lines(tmp_path / "u.jsonl", [{"id": "x", "text": "New."}])))
+
+  def find(k, *, exclude=(), path=older, **options):
+    lines = [{"id": "q", "question": "Who?", "exclude_rows": list(exclude)}]
+    asked = write_lines(tmp_path / "q.jsonl", lines)
+    config = retrieve_config(root, parts, index=path, questions=asked, out=None, k=k, **options)
+    return [len(rows) for rows in retrieve(config).found]
+
+  newest = f"{root}/index"
+  assert find(41, path=newest) == [41]
+  made = files.read_manifest(root / "split", "split")
+  write_lines(root / "split/dev.jsonl", [{**q, "exclude_rows": [40]} for q in read_split(f"{root}/split/dev.jsonl")])
+  files.write_manifest(root / "split", "split", {n: v for n, v in made.items() if n not in ("kind", "files")})
+  stored = retrieve_config(root, parts, "dev", index=older, k=3)
+  ask_config = c.AskConfig("Who?", parts["generator"], parts["encoder"], older, f"{root}/passages", k=41)
+  for call, message in [
+    (lambda: find(41), r"k = 41 passages asked for, .*older holds 40"),
+    (lambda: retrieve(dataclasses.replace(stored, k=41)), r"k = 41 passages asked for, .*older holds 40"),
+    (lambda: ask(ask_config), r"k = 41 passages asked for, .*older holds 40"),
+    (lambda: find(3, exclude=[40]), "'q' excludes rows that .*older does not have"),
+    (lambda: find(3, exclude=[40], drop_duplicates=True), "'q' excludes rows that .*older does not have"),
+    (lambda: retrieve(dataclasses.replace(stored, drop_duplicates=True)), "excludes rows that .* does not have"),
+  ]:
+    with pytest.raises(UserError, match=message):
+      call()
+  assert find(3, exclude=[40], path=newest, drop_duplicates=True) == [3]
+  few = write_lines(tmp_path / "few.jsonl", list(documents())[:20])
+  index(index_config(root, parts, update=few, delete_missing=True))
+  assert find(40) == [40]  # none of which has gone from its passages
+  with pytest.raises(UserError, match=r"k = 21 passages asked for, .*index holds 20"):
+    find(21, path=newest)
 
 
 def test_one_call_at_a_time_works_on_an_index(root, parts, tmp_path):

@@ -50,15 +50,15 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: k above the number of passages; an index of another encoder.
+    UserError: k above the number of passages of the index; an index of another encoder.
   """
   store = PassageStore(config.passages)
-  if config.k > store.num_live:
-    raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {store.num_live}; lower --k")
   mesh = make_mesh(config.mesh)
   passage_encoder = passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
   index = load_index(config.index, verify="sizes", encoder_fingerprint=passage_encoder, resident=False, mesh=mesh)
   store = version_of(index.manifest["passages_fingerprint"], store, config.index)
+  if config.k > store.num_live:
+    raise UserError(f"k = {config.k} passages asked for, {config.index} holds {store.num_live}; lower --k")
   # Both models are loaded before anything is computed, so that a wrong path is told at once.
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))

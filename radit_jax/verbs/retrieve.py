@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,18 +80,16 @@ def retrieve(config: RetrieveConfig, *, progress: Progress = silent) -> Retrieve
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: k above the number of passages; an index built by another passage encoder than the one this query
-      encoder was tuned against; a damaged index.
+    UserError: k above the number of passages that the index is of, or a question that excludes a row beyond them; an
+      index built by another passage encoder than the one this query encoder was tuned against; a damaged index.
   """
-  store = PassageStore(config.passages)
-  if config.k > store.num_live:
-    raise UserError(f"k = {config.k} passages asked for, {config.passages} holds {store.num_live}; lower --k")
   if config.out is None:
-    return _find(config, store, progress)
+    return _find(config, progress)
   questions = read_split(str(config.questions))
   questions = [questions[i] for i in sample(len(questions), config.limit, config.seed)]
   mesh = make_mesh(config.mesh)
-  index, store = _open(config, store, mesh)
+  index, store = _open(config, mesh)
+  _check_excluded(config, store, ((q["id"], q.get("exclude_rows", [])) for q in questions if not _own(q)))
   inputs = {
     "questions": files.sha256_file(str(config.questions)),
     "passages": store.fingerprint,
@@ -143,11 +141,26 @@ def _passage_encoder(config: RetrieveConfig) -> str:
   return passage_encoder_of(config.encoder, config.passage_encoder, config.embedding)
 
 
-def _open(config: RetrieveConfig, store: PassageStore, mesh: Mesh) -> tuple[StoredIndex, PassageStore]:
-  """The index, if it is of this store and of the passage encoder, and the version of the store that it is of."""
+def _open(config: RetrieveConfig, mesh: Mesh) -> tuple[StoredIndex, PassageStore]:
+  """The index, if it is of this store and of the passage encoder, and the version of the store that it is of.
+
+  Raises:
+    UserError: neither, or that version has fewer passages than are asked for.
+  """
+  store = PassageStore(config.passages)
   built_by = _passage_encoder(config)
   index = load_index(config.index, verify=config.verify, encoder_fingerprint=built_by, resident=False, mesh=mesh)
-  return index, version_of(index.manifest["passages_fingerprint"], store, config.index)
+  store = version_of(index.manifest["passages_fingerprint"], store, config.index)
+  if config.k > store.num_live:
+    raise UserError(f"k = {config.k} passages asked for, {config.index} holds {store.num_live}; lower --k")
+  return index, store
+
+
+def _check_excluded(config: RetrieveConfig, store: PassageStore, excluded: Iterable[tuple[str, Sequence[int]]]) -> None:
+  """Refuses rows, by the ids of questions that must not find them, that the store does not have."""
+  for question, rows in excluded:
+    if any(not 0 <= row < len(store) for row in rows):
+      raise UserError(f"{config.questions}: question {question!r} excludes rows that {config.index} does not have")
 
 
 def _search(
@@ -185,17 +198,13 @@ def _search(
   )
 
 
-def _find(config: RetrieveConfig, store: PassageStore, progress: Progress) -> FindResult:
+def _find(config: RetrieveConfig, progress: Progress) -> FindResult:
   """Passages for questions that need not be of a split."""
   asked = read_asked(config)
   asked = tuple(asked[i] for i in sample(len(asked), config.limit, config.seed))
-  for question in asked:
-    if any(not 0 <= row < len(store) for row in question.own_rows):
-      raise UserError(
-        f"{config.questions}: question {question.id!r} excludes rows that {config.passages} does not have"
-      )
   mesh = make_mesh(config.mesh)
-  index, store = _open(config, store, mesh)
+  index, store = _open(config, mesh)
+  _check_excluded(config, store, ((question.id, question.own_rows) for question in asked))
   without = [question.own_rows for question in asked]
   result, dropped = _search(config, index, store, mesh, [question.text for question in asked], without, progress)
   ranked = [
