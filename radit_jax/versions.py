@@ -1,9 +1,10 @@
 """Versions of a directory: numbered ones below the first, and a file that says which of them is read."""
 
+import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,19 @@ def numbers(path: str | os.PathLike[str]) -> list[int]:
   """Every finished version, ascending, the first one too."""
   found = (pathlib.Path(path) / VERSIONS).glob(f"[0-9]*/{files.MANIFEST}")
   return [0, *sorted(int(manifest.parent.name) for manifest in found)]
+
+
+def first_of(path: str | os.PathLike[str], candidates: Iterable[int], **fields: Any) -> int | None:
+  """The first of some versions whose manifest has these fields; None if there is none.
+
+  Files are not checked, and a manifest that cannot be read has no fields: a damaged version is in the way of no other.
+  """
+  for number in candidates:
+    with contextlib.suppress(UserError):
+      manifest = files.read_json(directory(path, number) / files.MANIFEST)
+      if isinstance(manifest, dict) and all(manifest.get(n) == v for n, v in fields.items()):
+        return number
+  return None
 
 
 def make_current(path: str | os.PathLike[str], number: int) -> None:

@@ -402,6 +402,31 @@ def test_an_index_is_read_in_the_version_of_the_passages_that_are_meant(root, pa
     load_index(root / "index", passages_fingerprint="c" * 64)
 
 
+@pytest.mark.parametrize("damage", ["a file", "manifest"])
+def test_a_damaged_version_is_in_the_way_of_those_only_that_need_it(root, parts, tmp_path, damage):
+  fingerprints = [load_index(root / "index").manifest["passages_fingerprint"]]
+  for n in range(2):
+    index(index_config(root, parts, update=write_lines(tmp_path / f"{n}.jsonl", [{"id": "x", "text": f"Text {n}."}])))
+    fingerprints.append(load_index(root / "index").manifest["passages_fingerprint"])
+  version = root / "index/versions/000001"
+  if damage == "manifest":
+    (version / "manifest.json").write_text("{")
+  else:
+    (version / "metadata.jsonl").unlink()
+  for wanted in (fingerprints[0], fingerprints[2]):
+    assert load_index(root / "index", passages_fingerprint=wanted).manifest["passages_fingerprint"] == wanted
+  with pytest.raises(UserError, match="metadata.jsonl: missing" if damage == "a file" else "no version of it is of"):
+    load_index(root / "index", passages_fingerprint=fingerprints[1])
+  again = write_lines(tmp_path / "again.jsonl", [{"id": "x", "text": "Text 3."}])
+  assert index(index_config(root, parts, update=again)).version == 3
+  if damage == "a file":  # the version that is needed is checked before anything is swapped
+    versions.make_current(root / "index", 0)
+    versions.make_current(root / "passages", 0)
+    with pytest.raises(UserError, match=r"000001/metadata\.jsonl: missing"):
+      index(index_config(root, parts, update=f"{tmp_path}/0.jsonl"))
+    assert versions.current_number(root / "index") == versions.current_number(root / "passages") == 0
+
+
 def test_a_retriever_is_tuned_on_what_was_retrieved_before_the_corpus_changed(root, parts, tmp_path):
   for split in ("train", "dev"):
     retrieve(retrieve_config(root, parts, split=split, k=8))

@@ -259,10 +259,9 @@ def load_index(
 def _version_of(path: str | os.PathLike[str], passages: str) -> pathlib.Path:
   """The version of an index that is of some passages; the current one, if it is."""
   current = versions.current_number(path)
-  for number in (current, *versions.numbers(path)[::-1]):
-    root = versions.directory(path, number)
-    if files.read_manifest(root, "index").get("passages_fingerprint") == passages:
-      return root
+  number = versions.first_of(path, (current, *versions.numbers(path)[::-1]), passages_fingerprint=passages)
+  if number is not None:
+    return versions.directory(path, number)
   there = files.read_manifest(versions.directory(path, current), "index").get("passages_fingerprint")
   raise UserError(
     f"{path}: of the passages {str(there)[:12]}, and no version of it is of {passages[:12]}, which was retrieved from; "

@@ -264,11 +264,7 @@ def _cutting(config: IndexConfig, store: PassageStore, encoder: str) -> PrepareC
 
 def _made(root: pathlib.Path, base: int, passages: PassageStore) -> int | None:
   """A version that was made before and is not read: it found too little, was gone back from, or its call was killed."""
-  for number in versions.numbers(root)[1:]:
-    manifest = files.read_manifest(versions.directory(root, number), "index")
-    if manifest["base"] == base and manifest["passages_fingerprint"] == passages.fingerprint:
-      return number
-  return None
+  return versions.first_of(root, versions.numbers(root)[1:], base=base, passages_fingerprint=passages.fingerprint)
 
 
 def _wish(config: IndexConfig) -> Wish:
@@ -276,7 +272,7 @@ def _wish(config: IndexConfig) -> Wish:
 
 
 def _tune(config: IndexConfig, made: pathlib.Path, progress: Progress) -> None:
-  """Has a version that was made before search as thoroughly as this call asks for, if it asks for anything."""
+  """Checks a version that was made before, and has it search as thoroughly as this call asks for, if it asks."""
   wish = _wish(config)
   manifest = files.read_manifest(made, "index")
   with hosts.one_writes() as mine:
