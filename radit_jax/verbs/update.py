@@ -195,7 +195,8 @@ def rollback(config: IndexConfig) -> RollbackResult:
   root = pathlib.Path(config.index)
   with owned(root, beside=True), owned(PassageStore(config.passages).root):
     number = versions.current_number(root)
-    manifest = files.read_manifest(versions.directory(root, number), "index")
+    # What is gone back from may be damaged: that is a reason to.
+    manifest = files.read_json(versions.directory(root, number) / files.MANIFEST)
     if "base" not in manifest:
       raise UserError(f"{root}: version {number} is the first one; there is none to go back to")
     target = manifest["base"]
