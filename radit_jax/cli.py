@@ -158,10 +158,18 @@ def _one_line_errors() -> Iterator[None]:
       raise
     _say("radit: error: " + ": ".join(str(x) for x in (e.filename, e.strerror) if x))
     raise SystemExit(1 if full else 2) from None
-  except RuntimeError as e:  # array_record tells the system's errors as texts, with the file
-    if os.strerror(errno.ENOSPC) not in str(e):
+  except RuntimeError as e:  # array_record and XLA tell errors of their surroundings as texts
+    text = " ".join(str(e).split())
+    if "RESOURCE_EXHAUSTED" in text:
+      _say(
+        f"radit: error: a device has not enough memory ({text[:160]}); smaller batches (of a tuning "
+        "--loop.accumulate), --remat full or more devices for each copy of the model (--mesh.fsdp) need less, and "
+        "`radit plan` says how much"
+      )
+    elif os.strerror(errno.ENOSPC) in text:
+      _say(f"radit: error: {text}")
+    else:
       raise
-    _say(f"radit: error: {e}")
     raise SystemExit(1) from None
 
 

@@ -197,6 +197,13 @@ def raising(error):
     (FileNotFoundError(errno.ENOENT, "No such file or directory", "/w"), 2, "error: /w: No such file or directory\n"),
     (OSError(errno.ENOSPC, "No space left on device", "/w"), 1, "radit: error: /w: No space left on device\n"),
     (OSError(errno.ENOSPC, "No space left on device"), 1, "radit: error: No space left on device\n"),
+    (
+      RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."),
+      1,
+      "radit: error: a device has not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.); "
+      "smaller batches (of a tuning --loop.accumulate), --remat full or more devices for each copy of the model "
+      "(--mesh.fsdp) need less, and `radit plan` says how much\n",
+    ),
     (RuntimeError("write() failed: No space left on device; writing /w"), 1, "left on device; writing /w\n"),
   ],
   ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else None,

@@ -152,7 +152,6 @@ BF16 = {"dtype": jnp.bfloat16, "capability": (9, 0)}
     (BF16 | {"windows": True}, "plain", "without windows"),
     (BF16 | {"soft_cap": 50.0}, "plain", "without soft caps"),
     (BF16 | {"causal": False}, "plain", "sees later tokens"),
-    (BF16 | {"cached": True}, "plain", "from a cache"),
   ],
 )
 def test_what_runs_on_a_gpu_and_why(options, kind, reason):

@@ -14,6 +14,7 @@ from radit_jax.config import InspectConfig, PromptConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore, write_passages
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, write_retrieved, write_scores
+from radit_jax.data.mixture import Mixture
 from radit_jax.data.plan import RunPlan
 from radit_jax.data.prompts import Prompt
 from radit_jax.data.rows import text_to_batch
@@ -190,6 +191,19 @@ def test_batch_is_the_first_one_of_training(files):
       assert answer == batch.answer_tokens[r][batch.answer_slot[r] >= 0].tolist()
   assert data["cut_in_the_whole_store"] == {"rows": 6, "passages": 1, "questions": 0}
   assert data["answer_tokens"] == 3 * 2 + 2 * 3
+
+
+def test_batch_of_a_mix_is_drawn_as_training_draws(files, tmp_path):
+  store = RetrievedStore(files / "retrieved")
+  fields = {name: store.manifest[name] for name in ("k", "passages", "score_temperature")}
+  mixture = [["rare", 1, 0.1], ["usual", 1, 0.9]]
+  write_retrieved(list(store), tmp_path / "mix", manifest={**fields, "mixture": mixture})
+  for seed in range(4):
+    asked = dataclasses.replace(config(files, "batch", batch_size=8, seed=seed), retrieved=f"{tmp_path}/mix")
+    data = inspect(asked).data
+    drawn = Mixture(("rare", "usual"), (1, 1), (0.1, 0.9)).order(seed)
+    plan = RunPlan(np.full(2, 16), batch_size=8, seed=seed, num_steps=1, order=drawn)
+    assert [e["id"] for e in data["examples"]] == [f"q{i}" for i in next(iter(plan)).examples]
 
 
 def test_a_training_run_writes_its_first_batch_this_way(files, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -468,6 +469,20 @@ def test_evaluate_measures_every_question(made, parts, tmp_path, mode):
   assert result.answer_log_likelihood < 0
   assert (result.recall["recall@1"] is None) == (mode != "retrieval")
   assert evaluate(cfg) == result  # read back, not answered again
+
+
+def test_evaluate_names_the_question_that_a_broken_model_gives_no_number(made, parts, tmp_path, monkeypatch):
+  module = sys.modules["radit_jax.verbs.evaluate"]
+  whole = module.answer_questions
+
+  def broken(*args, **options):
+    return [dataclasses.replace(a, gold_log_likelihood=float("nan")) for a in whole(*args, **options)]
+
+  monkeypatch.setattr(module, "answer_questions", broken)
+  stores = {"retrieved": f"{made}/retrieved/test", "passages": f"{made}/passages", "out": f"{tmp_path}/row.json"}
+  with pytest.raises(UserError, match=r"question .*: a log-likelihood is not finite under"):
+    evaluate(c.EvaluateConfig(generator=parts["generator"], **stores, k=5, prompt=PROMPT, batch_size=4))
+  assert not (tmp_path / "row.json").exists()
 
 
 def test_evaluate_in_bfloat16(made, parts, tmp_path):

@@ -25,7 +25,6 @@ def attention_choice(
   platform: str | None,
   *,
   causal: bool = True,
-  cached: bool = False,
   windows: bool = False,
   soft_cap: float | None = None,
   dtype: DTypeLike = jnp.float32,
@@ -37,7 +36,6 @@ def attention_choice(
   Args:
     platform: of the devices, as of :func:`platform_in_force`.
     causal: whether a token sees earlier ones only.
-    cached: whether keys are read from a cache.
     windows: whether any layer has a window.
     soft_cap: of the scores.
     dtype: of computation.
@@ -52,15 +50,13 @@ def attention_choice(
     everything else.
 
   Example:
-    >>> attention_choice("tpu").kind, attention_choice("tpu", cached=True).kind, attention_choice("cpu").kind
+    >>> attention_choice("tpu").kind, attention_choice("tpu", causal=False).kind, attention_choice("cpu").kind
     ('splash', 'plain', 'blocked')
     >>> attention_choice("gpu", dtype=jnp.bfloat16, capability=(8, 0)).reason
     'packed segments need compute capability 9.0 (Hopper), this GPU has 8.0'
   """
   if not causal:
     return AttentionChoice("plain", "the model sees later tokens too")
-  if cached:
-    return AttentionChoice("plain", "keys are read from a cache")
   if platform == "tpu":
     return AttentionChoice("splash", "whole rows on a TPU")
   if platform == "cpu":

@@ -1,6 +1,7 @@
 """`radit evaluate`: every question of a store is answered and measured."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -78,7 +79,8 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: k above the passages retrieved; "gold" without a known gold passage.
+    UserError: k above the passages retrieved; "gold" without a known gold passage; a log-likelihood that is not finite
+      (the question named).
   """
   passages = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
@@ -116,6 +118,9 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
     stage=f"answer ({out.stem})",
     progress=progress,
   )
+  for example, answer in zip(examples, answers, strict=True):
+    if answer.gold_log_likelihood is not None and not math.isfinite(answer.gold_log_likelihood):
+      raise UserError(f"question {example.id}: a log-likelihood is not finite under {config.generator}")
   lines = [_line(e, a, config.mode) for e, a in zip(examples, answers, strict=True)]
   if config.redact:
     lines = [{name: value for name, value in line.items() if name not in _TEXTS} for line in lines]

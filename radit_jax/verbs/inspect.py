@@ -17,6 +17,7 @@ from radit_jax.config import InspectConfig
 from radit_jax.data.batches import own_request, parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore, version_of
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, ScoreStore
+from radit_jax.data.mixture import mixture_of
 from radit_jax.data.plan import RunPlan, row_multiple
 from radit_jax.data.prompts import Prompt, Rendered
 from radit_jax.data.rows import rows_to_batch
@@ -169,10 +170,17 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 def _first_batch(
   config: InspectConfig, retrieved: RetrievedStore, passages: PassageStore, prompt: Prompt, tokenizer: Any
 ) -> dict[str, Any]:
-  """The batch that `train-generator` starts with, given the same seed, batch size, k and prompt."""
+  """The batch that `train-generator` starts with, given the same seed, batch size, k and prompt; unpacked."""
   lengths = row_lengths(retrieved, passages, prompt, k=config.k, with_passages=True)
   multiple = row_multiple(jax.default_backend())
-  plan = RunPlan(lengths.rows, batch_size=config.batch_size, seed=config.seed, bucket_multiple=multiple)
+  mixture = mixture_of(retrieved.manifest)
+  plan = RunPlan(
+    lengths.rows,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    bucket_multiple=multiple,
+    order=None if mixture is None else mixture.order(config.seed),
+  )
   batches = parallel_context_batches(
     retrieved,
     passages,
