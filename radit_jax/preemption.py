@@ -22,6 +22,8 @@ from radit_jax.errors import Preempted
 
 STATUS = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Raises a Preempted once more that was lost, and seconds until it does.
+_AGAIN, _AGAIN_S = signal.SIGALRM, 0.02
 #: Seconds that the main thread has to come to where it can stop, see `_grace_s`.
 _GRACE_S = 5.0
 #: Seconds between two looks at whether another process has been asked to stop.
@@ -83,9 +85,21 @@ def heeded(say: Callable[[str], None]) -> Iterator[None]:
     if heed.section is None:
       raise Preempted(heed.message())
 
+  def again(number: int, frame: Any) -> None:
+    if heed.section is None:
+      raise Preempted(heed.message())
+
+  def lost(unraisable: Any) -> None:
+    """Where Python drops what is raised, as in the function that JAX has called by the collector of garbage."""
+    if isinstance(unraisable.exc_value, Preempted):
+      signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+      hook(unraisable)
+
   read, write = os.pipe()
   os.set_blocking(write, False)
-  before = {s: signal.signal(s, asked) for s in _SIGNALS}
+  hook, sys.unraisablehook = sys.unraisablehook, lost
+  before = {s: signal.signal(s, asked) for s in _SIGNALS} | {_AGAIN: signal.signal(_AGAIN, again)}
   # The main thread runs no handler while it compiles, or waits for a device: another thread must learn of it.
   wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   os.register_at_fork(after_in_child=_forget)
@@ -95,6 +109,8 @@ def heeded(say: Callable[[str], None]) -> Iterator[None]:
     yield
   finally:
     heed.closed.set()
+    sys.unraisablehook = hook
+    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.set_wakeup_fd(wakeup)
     for s, handler in before.items():
       signal.signal(s, handler)
@@ -107,7 +123,7 @@ def _forget() -> None:
   """In a forked process, whose signals are its own: they must not reach the parent's pipe."""
   if _heed is not None:
     signal.set_wakeup_fd(-1)
-    for s in _SIGNALS:
+    for s in (*_SIGNALS, _AGAIN):
       signal.signal(s, signal.SIG_DFL)
 
 

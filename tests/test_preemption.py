@@ -102,6 +102,28 @@ with preemption.heeded(print):
 )
 
 
+#: A signal that comes while the collector of garbage calls a function, which is where JAX has one.
+LOST = """
+import gc, os, signal, time
+from radit_jax import preemption
+from radit_jax.errors import Preempted
+
+def collected(phase, info):
+  if phase == "stop" and sent == []:
+    sent.append(os.kill(os.getpid(), signal.SIGINT))
+
+sent = []
+gc.callbacks.append(collected)
+try:
+  with preemption.heeded(print):
+    gc.collect()
+    time.sleep(3)
+    print("went on")
+except Preempted as e:
+  print(e, sent)
+"""
+
+
 def run(code: str, *args: str) -> tuple[int, str]:
   done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, check=False)
   return done.returncode, done.stdout + done.stderr
@@ -111,6 +133,11 @@ def test_a_process_that_saves_is_left_to_it():
   """However long it takes: the others save with it."""
   status, said = run(SAVES.replace("GAP", "0"))
   assert (status, said) == (75, "saved\n")
+
+
+def test_a_signal_is_heeded_where_python_drops_what_is_raised():
+  status, said = run(LOST)
+  assert (status, said) == (0, "stopped by SIGINT; the same command continues [None]\n")
 
 
 def test_several_processes_that_do_not_meet_in_time_end_without_a_save():
