@@ -18,15 +18,17 @@ import sentence_transformers
 import tokenizers
 import torch
 import transformers
+from flax import nnx
 
 from radit_jax.config import EmbeddingOptions
 from radit_jax.errors import UserError
+from radit_jax.inference.decode import greedy_decode, prefill, score_candidates
 from radit_jax.models.decoder import Decoder
 from radit_jax.models.hf_weights import named_tensors
 from radit_jax.models.pretrained import load_encoder, load_generator, load_tokenizer, save_encoder, save_generator
 from radit_jax.parallel_context import ParallelContextBatch, answer_log_likelihoods
 from radit_jax.retrieval.embed import embed_queries
-from radit_jax.training.step import ralt_objective
+from radit_jax.training.step import ralt_objective, score_step
 
 VOCAB, TOKENS = 61, 23
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(VOCAB - 4))]
@@ -264,6 +266,32 @@ def test_generator_equals_transformers(name, tmp_path, rng):
   with torch.no_grad():
     assert torch.equal(again.eval()(tokens).logits, reference(tokens).logits)
   assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 3
+
+
+@pytest.mark.parametrize("name", ["Llama 3, scaled", "Qwen 2.5", "Gemma 2", "Gemma 3"])
+def test_a_generator_that_is_only_read_says_the_same_from_half_the_bytes(name, tmp_path, rng):
+  """Bit for bit: matrices are cast when they are read, in place of where they are used; norms and biases are not."""
+  GENERATORS[name].make().save_pretrained(tmp_path)
+  plain = load_generator(tmp_path, dtype="bfloat16")
+  read = load_generator(tmp_path, dtype="bfloat16", forward_only=True)
+  types = {path[-1]: variable[...].dtype for path, variable in nnx.to_flat_state(nnx.state(read))}
+  assert {jnp.dtype(jnp.float32)} == {x.dtype for x in jax.tree.leaves(plain)}
+  assert {n for n, dtype in types.items() if dtype == jnp.float32} == {n for n in types if n.endswith(("norm", "bias"))}
+  assert {n for n, dtype in types.items() if dtype == jnp.bfloat16} >= {"embedding", "q_kernel", "down_kernel"}
+  tokens, mask = batches(rng)["right"]
+  lengths = jnp.asarray(mask.sum(axis=1))
+  candidates = jnp.asarray(rng.integers(4, VOCAB, (3, 2, 4)))
+
+  def answers(generator):
+    prefilled = prefill(generator, jnp.asarray(tokens), lengths, max_new_tokens=6)
+    counts = jnp.full((3, 2), 4)
+    return (
+      score_step(generator, answer_batch(tokens, mask)),
+      greedy_decode(generator, prefilled, max_new_tokens=6, end_ids=(3,)),
+      score_candidates(generator, prefilled, candidates, counts, jnp.asarray(2)),
+    )
+
+  jax.tree.map(np.testing.assert_array_equal, answers(read), answers(plain))
 
 
 def gradient_errors(case, path, rng):

@@ -6,16 +6,26 @@ import math
 import runpy
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 from radit_jax import cli
 from radit_jax.collectives import Collective, collectives
-from radit_jax.config import LoopConfig, LoraConfig, MeshConfig, PlanConfig, PromptConfig, RunConfig, TuningConfig
+from radit_jax.config import (
+  LoopConfig,
+  LoraConfig,
+  MeshConfig,
+  OptimizerConfig,
+  PlanConfig,
+  PromptConfig,
+  RunConfig,
+  TuningConfig,
+)
 from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert
 from radit_jax.models.decoder import Decoder
-from radit_jax.plan import bill, chips, flops, layout, survey, tables
+from radit_jax.plan import bill, chips, flops, layout, programs, survey, tables
 from radit_jax.plan.measure import Measured, exhausted_bytes
 from radit_jax.plan.programs import Models
 from radit_jax.plan.shapes import ENCODERS, GENERATORS, encoder_shape, generator_shape
@@ -183,6 +193,27 @@ def test_what_the_compiler_says_that_it_lacks():
   assert exhausted_bytes("RESOURCE_EXHAUSTED: out of HBM in some other words") == math.inf
   assert exhausted_bytes("INTERNAL: Used 16.25G of 15.75G hbm") is None
   assert exhausted_bytes("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20M of 16M") is None
+
+
+# What programs are given.
+
+
+@pytest.mark.parametrize(
+  ("change", "matrices", "norms"),
+  [
+    ({}, "bfloat16", "float32"),  # as tuned in float32, and read in bfloat16
+    ({"dtype": "float32"}, "float32", "float32"),
+    ({"generator_tuning": TuningConfig(lora=LoraConfig(rank=4))}, "bfloat16", "bfloat16"),  # merged into the files'
+    ({"generator_tuning": TuningConfig(optimizer=OptimizerConfig(master_dtype="bfloat16"))}, "bfloat16", "bfloat16"),
+  ],
+)
+def test_what_scores_and_answers_is_the_tuned_generator_as_it_is_read(mesh8, change, matrices, norms):
+  config = PlanConfig(**GIVEN | {"topology": "v5e:2x4"} | change)
+  for program in (programs.score(config, models(config), mesh8), *programs.answers(config, models(config), mesh8)):
+    held = program.parameters
+    assert {held.layers.q_kernel.dtype, held.embedding.dtype, held.head.dtype} == {jnp.dtype(matrices)}
+    assert {held.layers.mlp_norm.dtype, held.final_norm.dtype} == {jnp.dtype(norms)}
+    assert held.layers.q_kernel.get_value().sharding.shard_shape((32, 4096, 4096)) == (32, 2048, 2048)
 
 
 # Meshes.

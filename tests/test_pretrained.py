@@ -214,6 +214,19 @@ def test_computation_type_is_apart_from_the_files_type(tmp_path):
     assert generator(np.zeros((1, 2), np.int32)).dtype == expected
 
 
+def test_matrices_that_are_only_read_are_never_wider_than_in_the_files(tmp_path, tokenizer):
+  generator = Decoder(DecoderConfig.tiny(len(tokenizer)), rngs=nnx.Rngs(0))
+  for stored, dtype, held in (
+    ("bfloat16", "float32", {"bfloat16"}),
+    ("float16", "bfloat16", {"float16"}),
+    ("float32", None, {"float32"}),
+    ("float32", "bfloat16", {"float32", "bfloat16"}),
+  ):
+    save_generator(generator, tokenizer, tmp_path / f"{stored}_{dtype}", dtype=stored)
+    read = load_generator(tmp_path / f"{stored}_{dtype}", dtype=dtype, forward_only=True)
+    assert {x.dtype.name for x in jax.tree.leaves(read)} == held
+
+
 def test_parameters_are_placed_by_the_sharding_table(llama_path, mesh8, rng):
   placed = load_generator(llama_path, mesh=mesh8)
   assert placed.layers.up_kernel[...].sharding.spec == PartitionSpec(None, "fsdp", "tensor")

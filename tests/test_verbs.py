@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 from tiny import documents, questions, write_lines
@@ -18,6 +19,7 @@ from radit_jax.errors import UserError
 from radit_jax.models.pretrained import (
   fingerprint,
   load_encoder,
+  load_generator,
   load_tokenizer,
   passage_encoder_of,
   save_encoder,
@@ -483,6 +485,33 @@ def test_evaluate_names_the_question_that_a_broken_model_gives_no_number(made, p
   with pytest.raises(UserError, match=r"question .*: a log-likelihood is not finite under"):
     evaluate(c.EvaluateConfig(generator=parts["generator"], **stores, k=5, prompt=PROMPT, batch_size=4))
   assert not (tmp_path / "row.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["score", "evaluate", "ask"])
+def test_a_generator_that_is_only_read_is_held_as_it_computes(made, parts, tmp_path, monkeypatch, verb):
+  """Of float32 files, which a tuning leaves, half the bytes; and onto the mesh as ever."""
+  fields = {"generator": parts["generator"], "passages": f"{made}/passages", "k": 3, "prompt": PROMPT}
+  fields |= {"dtype": "bfloat16", "mesh": c.MeshConfig(fsdp=2)}
+  call, config = {
+    "score": (score, lambda: c.ScoreConfig(**fields, retrieved=f"{made}/retrieved/dev", out=f"{tmp_path}/out")),
+    "evaluate": (
+      evaluate,
+      lambda: c.EvaluateConfig(**fields, retrieved=f"{made}/retrieved/dev", out=f"{tmp_path}/out"),
+    ),
+    "ask": (
+      ask,
+      lambda: c.AskConfig(**fields, question="Who?", encoder=parts["encoder"], index=f"{made}/index"),
+    ),
+  }[verb]
+
+  def loaded(*args, **options):
+    generator = load_generator(*args, **options)
+    held = {x.dtype.name for x in jax.tree.leaves(generator)}
+    raise UserError(f"{generator.layers.q_kernel[...].dtype} {sorted(held)} {generator.embedding[...].sharding.spec}")
+
+  monkeypatch.setattr(f"radit_jax.verbs.{verb}.load_generator", loaded)
+  with pytest.raises(UserError, match=r"^bfloat16 \['bfloat16', 'float32'\] .*fsdp"):
+    call(config())
 
 
 def test_evaluate_in_bfloat16(made, parts, tmp_path):

@@ -16,6 +16,7 @@ from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert
 from radit_jax.models.cross_encoder import CrossEncoder
 from radit_jax.models.decoder import Decoder
+from radit_jax.models.kernels import is_matrix
 from radit_jax.models.safetensors_files import NamedTensor, StoredTensor
 from radit_jax.sharding import gather, parameter_shardings
 
@@ -170,6 +171,7 @@ def fill(
   mesh: jax.sharding.Mesh | None,
   param_dtype: DTypeLike | None,
   *,
+  matrices: DTypeLike | None = None,
   abstract: bool = False,
 ) -> None:
   """Puts the files' tensors into a module of shapes; everything is checked before the first byte is read.
@@ -183,6 +185,7 @@ def fill(
     path: the directory, for messages.
     mesh: parameters are placed on it as the sharding table says.
     param_dtype: type of the parameters; None for the files' own.
+    matrices: see :func:`held_dtype`.
     abstract: only check; the Variables keep their shapes.
 
   Raises:
@@ -217,11 +220,25 @@ def fill(
     variable = _variable(body, place)
     sources = [tensors[name] for name in _names(place, variable.shape)]
     dtype = np.dtype(param_dtype) if param_dtype is not None else jnp.result_type(*(s.dtype for s in sources))
+    dtype = held_dtype(variable, dtype, matrices)
     read = _reader(place, sources, dtype, variable.shape)
     if shardings is None:
       variable.set_value(jax.device_put(read(tuple(slice(None) for _ in variable.shape))))
     else:
       variable.set_value(_by_shards(read, variable.shape, cast(Any, _variable(shardings, place).get_value())))
+
+
+def held_dtype(variable: nnx.Variable[Array], dtype: np.dtype[Any], matrices: DTypeLike | None) -> np.dtype[Any]:
+  """Type that a parameter is held in.
+
+  Args:
+    variable: the parameter.
+    dtype: its type without more ado.
+    matrices: a narrower one for kernels, embeddings and head. Norms and biases, thousandths of a model, never take it:
+      `1 + weight` (Gemma) is float32 arithmetic, and would be rounded. None for no other type.
+  """
+  narrower = matrices is not None and np.dtype(matrices).itemsize < dtype.itemsize
+  return np.dtype(matrices) if narrower and is_matrix(variable) else dtype
 
 
 def _names(place: Place, shape: tuple[int, ...]) -> list[str]:

@@ -84,6 +84,11 @@ class LoraKernel(nnx.Module):
 Kernel = nnx.Variable[Array] | LoraKernel | QuantizedKernel
 
 
+def is_matrix(parameter: "nnx.Variable[Array]") -> bool:
+  """Whether it is a kernel, an embedding or a head: norms and biases, stacked or not, have one dimension."""
+  return len([axis for axis in parameter.logical_axes if axis != "layers"]) >= 2
+
+
 def project(x: Float[Array, "N i"], kernel: Kernel, bias: nnx.Variable[Array] | None = None) -> Float[Array, "N o"]:
   """``x @ kernel (+ bias)`` in the type of x.
 

@@ -59,6 +59,7 @@ def load_generator(
   dtype: DTypeLike | None = None,
   param_dtype: DTypeLike | None = None,
   remat: Remat = "none",
+  forward_only: bool = False,
   abstract: bool = False,
 ) -> Decoder:
   """Loads a decoder-only language model: Llama 1-3, Mistral, Qwen 2, 2.5 and 3, Gemma 2 and 3 (text), Phi-3.
@@ -69,6 +70,9 @@ def load_generator(
     dtype: computation type, default float32.
     param_dtype: type of the parameters, default the one they have in the files.
     remat: see :class:`radit_jax.models.decoder.Decoder`.
+    forward_only: the model is only read, and its matrices take the computation type where that is narrower: they are
+      cast to it in any case where they are used. Of float32 files in bfloat16 that is half of the memory, and half of
+      what every decoded token reads. Norms and biases keep their type.
     abstract: everything is checked, the files by their headers, and the parameters are shapes without values.
 
   Raises:
@@ -83,7 +87,10 @@ def load_generator(
     head, embedding = tensors.pop(HEAD), tensors.get("model.embed_tokens.weight")
     if embedding is None or head.shape != embedding.shape or not np.array_equal(head.read(), embedding.read()):
       raise UserError(f"{head.file}: {HEAD} differs from the embedding, but config.json has tie_word_embeddings true")
-  return _filled(Decoder, config, tensors, root, mesh, dtype, param_dtype, remat, abstract, "model.", tied_head)
+  narrowed = dtype if forward_only else None
+  return _filled(
+    Decoder, config, tensors, root, mesh, dtype, param_dtype, remat, abstract, "model.", tied_head, narrowed
+  )
 
 
 def load_encoder(
@@ -187,6 +194,7 @@ def _filled(
   abstract: bool,
   prefix: str,
   tied_head: bool,
+  matrices: DTypeLike | None = None,
 ) -> Any:
   """A body with the files' tensors."""
   if config.source is not None:
@@ -196,7 +204,7 @@ def _filled(
     check_heads(mesh, **config.heads)
   computation = jnp.float32 if dtype is None else dtype
   body = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), dtype=computation, remat=remat))
-  hf_weights.fill(body, tensors, root, mesh, param_dtype, abstract=abstract)
+  hf_weights.fill(body, tensors, root, mesh, param_dtype, matrices=matrices, abstract=abstract)
   return body
 
 

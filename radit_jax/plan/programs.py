@@ -17,6 +17,7 @@ from radit_jax.inference.decode import greedy_decode, prefill, score_candidates
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
+from radit_jax.models.hf_weights import held_dtype
 from radit_jax.models.lora import add_lora, quantize_base
 from radit_jax.parallel_context import LSRBatch, ParallelContextBatch
 from radit_jax.plan import flops
@@ -38,7 +39,7 @@ from radit_jax.training.step import (
 #: Rows on a TPU are a multiple of this long, as :func:`radit_jax.data.plan.row_multiple` has it there.
 ROW_MULTIPLE = 128
 _PASSAGE_MULTIPLE = 32  # of the encoder's rows
-#: Type of weights in files, and of those that are only read.
+#: Type of weights in published files.
 FILE_DTYPE = jnp.bfloat16
 
 
@@ -231,8 +232,7 @@ def _tuning(
 def _for_tuning(model: Callable[[], Any], tuning: TuningConfig) -> Any:
   """As ``radit_jax.verbs.tuning.load_for_tuning`` makes it: masters of their type, or a frozen base in the files'."""
   made, lora = model(), tuning.lora
-  held = FILE_DTYPE if lora.rank else tuning.optimizer.master_dtype
-  base = jax.tree.map(lambda x: x.astype(held), made)
+  base = jax.tree.map(lambda x: x.astype(_files_dtype(tuning)), made)
   if not lora.rank:
     return base
   return add_lora(base if lora.base == "float" else quantize_base(base, lora.base), lora, rngs=nnx.Rngs(1))
@@ -264,8 +264,19 @@ def _encoder(models: Models, *, remat: Remat = "none") -> TextEncoder:
 
 
 def _read_only(shape: DecoderConfig, config: PlanConfig, mesh: Mesh) -> Any:
+  """As ``load_generator(..., forward_only=True)`` reads what the tuning left."""
   model = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0), dtype=jnp.dtype(config.dtype)))
-  return _on_mesh(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, FILE_DTYPE), model), mesh)
+  left = jnp.dtype(_files_dtype(config.generator_tuning))
+
+  def read(x: nnx.Variable[Any]) -> nnx.Variable[Any]:
+    return x.replace(jax.ShapeDtypeStruct(x.shape, held_dtype(x, left, config.dtype)))
+
+  return _on_mesh(jax.tree.map(read, model, is_leaf=lambda x: isinstance(x, nnx.Variable)), mesh)
+
+
+def _files_dtype(tuning: TuningConfig) -> Any:
+  """Of the model that a tuning holds and leaves: that of its masters, or that of the files with corrections merged."""
+  return FILE_DTYPE if tuning.lora.rank else tuning.optimizer.master_dtype
 
 
 def _contexts(config: PlanConfig, mesh: Mesh, examples: int, k: int, accumulate: int = 1) -> ParallelContextBatch:

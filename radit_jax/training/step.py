@@ -16,6 +16,7 @@ from jaxtyping import Array
 from radit_jax import losses, sharding
 from radit_jax.config import OptimizerConfig
 from radit_jax.errors import UserError
+from radit_jax.models.kernels import is_matrix
 from radit_jax.parallel_context import Generator, LSRBatch, ParallelContextBatch, answer_log_likelihoods, row_axes
 from radit_jax.training.diagnostics import lsr_figures
 from radit_jax.training.rounding import apply_updates
@@ -231,11 +232,10 @@ def _is_trained(leaf: Any) -> bool:
 
 
 def _decays(leaf: Any) -> bool:
-  """Weight decay is for matrices: norms and biases, stacked over layers or not, have one dimension of their own."""
-  axes = getattr(leaf, "logical_axes", None) if _is_variable(leaf) else None
-  if axes is None:
+  """Weight decay is for matrices."""
+  if getattr(leaf, "logical_axes", None) is None:
     return getattr(leaf, "ndim", 0) >= 2
-  return len([a for a in axes if a != "layers"]) >= 2
+  return is_matrix(leaf)
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -62,7 +62,7 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
   # Both models are loaded before anything is computed, so that a wrong path is told at once.
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
-  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype, forward_only=True)
   prompt.check_positions(generator.config.max_positions)
   encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)
   embeddings = embed_queries(

@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
     return EvaluateResult(**{**stored["result"], "exact_match_ci": tuple(stored["result"]["exact_match_ci"])})
 
   mesh = make_mesh(config.mesh)
-  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+  generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype, forward_only=True)
   prompt.check_positions(generator.config.max_positions)
   examples = [retrieved[i] for i in sample(len(retrieved), config.limit, config.seed)]
   answers = answer_questions(

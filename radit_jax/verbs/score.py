@@ -88,7 +88,7 @@ def score(config: ScoreConfig, *, progress: Progress = silent) -> ScoreResult:
   parts = ScoredParts(config.out, {**wanted, "options": {**wanted["options"], **versions}})
   if not runs.finished(config.out, "scores", wanted):
     mesh = sharding.make_mesh(config.mesh)
-    generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype)
+    generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype, forward_only=True)
     prompt.check_positions(generator.config.max_positions)
     table = prompt_table(retrieved, passages, prompt, k=config.k)
     plan = scoring_plan(table, generator, batch_size=config.batch_size, pack_tokens=config.pack_tokens, mesh=mesh)
