@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from radit_jax import cli
 from radit_jax.collectives import Collective, collectives
 from radit_jax.config import (
+  EmbeddingOptions,
   LoopConfig,
   LoraConfig,
   MeshConfig,
@@ -214,6 +216,18 @@ def test_what_scores_and_answers_is_the_tuned_generator_as_it_is_read(mesh8, cha
     assert {held.layers.q_kernel.dtype, held.embedding.dtype, held.head.dtype} == {jnp.dtype(matrices)}
     assert {held.layers.mlp_norm.dtype, held.final_norm.dtype} == {jnp.dtype(norms)}
     assert held.layers.q_kernel.get_value().sharding.shard_shape((32, 4096, 4096)) == (32, 2048, 2048)
+
+
+def test_numbers_of_four_bits_are_two_to_a_byte(mesh8):
+  rows = NamedSharding(mesh8, PartitionSpec("fsdp"))
+  for dtype, size in ((jnp.uint4, 0.5), (jnp.int8, 1), (jnp.bfloat16, 2), (jnp.bool_, 1)):
+    assert programs.chip_bytes(jax.ShapeDtypeStruct((8, 6), dtype, sharding=rows)) == 24 * size
+
+
+def test_a_decoder_that_embeds_has_no_head(parts):
+  body, _ = encoder_shape(parts["generator"], EmbeddingOptions(pooling="last", normalize=True))
+  assert not generator_shape(parts["generator"]).tie_word_embeddings
+  assert body.tie_word_embeddings
 
 
 # Meshes.

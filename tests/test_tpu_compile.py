@@ -82,6 +82,11 @@ def test_every_program_of_a_run_compiles_and_is_measured(small):
   assert kept <= by["RALT step"].activations_bytes <= by["RALT step"].temporaries_bytes
   # The cache of both layers: keys and values of 2 heads of 128, for 16 rows of 512 + 68 slots.
   cache = 2 * 2 * 16 * (512 + 68) * 2 * 128 * 2 / 8
+  # Prompts are read without the head, which lies on the chip all the same.
+  prompts, head = by["reading prompts"], 2 * 32_000 * 512 / 8
+  assert 0 < prompts.batch_bytes < 2**17
+  held = prompts.parameters_bytes + prompts.batch_bytes + prompts.temporaries_bytes
+  assert held + cache <= prompts.together_bytes < held + cache + head / 2
   assert by["decoding"].batch_bytes == pytest.approx(cache, rel=0.05)
 
 

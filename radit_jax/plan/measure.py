@@ -75,6 +75,7 @@ def measure(program: Program, of: Slice, mesh: Mesh, mfu: float) -> Measured:
   """
   start = time.monotonic()
   parameters, optimizer = chip_bytes(program.parameters), chip_bytes(program.optimizer)
+  beside = chip_bytes(program.beside)
   sent: list[Collective] = []
   batch = temporaries = 0.0
   try:
@@ -84,13 +85,17 @@ def measure(program: Program, of: Slice, mesh: Mesh, mfu: float) -> Measured:
     needed = exhausted_bytes(str(e))
     if needed is None:
       raise
-    together = max(needed, parameters + optimizer)
+    together = max(needed + beside, parameters + optimizer)
   else:
     memory = compiled.memory_analysis()
     temporaries = float(memory.temp_size_in_bytes)
-    batch = max(0.0, memory.argument_size_in_bytes - parameters - optimizer)
+    batch = memory.argument_size_in_bytes + beside - parameters - optimizer
+    assert batch >= 0, (
+      f"{program.name}: {memory.argument_size_in_bytes} bytes of arguments, but {parameters} of parameters and "
+      f"{optimizer} of moments, of which {beside} are no arguments"
+    )
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    together = float(memory.argument_size_in_bytes + temporaries + new)
+    together = float(memory.argument_size_in_bytes + temporaries + new + beside)
     sent = collectives(compiled.as_text())
   # Weights are read once a pass, in the computation type; gathered ones are written first.
   tensor, spread = mesh.shape["tensor"], mesh.shape["fsdp"] > 1

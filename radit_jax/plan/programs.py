@@ -67,6 +67,7 @@ class Program:
     activations_bytes: what the forward pass keeps for the backward pass, per chip and microbatch, before the compiler;
       part of the temporaries.
     update_bytes: what the optimizer reads and writes, per chip.
+    beside: those of parameters and optimizer that the program is not given, and that lie on the chip meanwhile.
   """
 
   name: str
@@ -78,6 +79,7 @@ class Program:
   tokens: int
   activations_bytes: float = 0.0
   update_bytes: float = 0.0
+  beside: Any = ()
 
 
 def ralt(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
@@ -176,7 +178,7 @@ def answers(config: PlanConfig, models: Models, mesh: Mesh) -> list[Program]:
     return score_candidates.lower(generator, prefilled(), candidates, counts, used).compile()
 
   return [
-    Program("reading prompts", reading, generator, (), read, 1, rows * length),
+    Program("reading prompts", reading, generator, (), read, 1, rows * length, beside=generator.head),
     Program("decoding", decoding, generator, (), again, room, rows * room),
     # Nearly every passage may bring an answer of its own.
     Program("weighing answers", weighing, generator, (), again * config.k, config.k, rows * room * config.k),
@@ -248,12 +250,12 @@ def _kept_bytes(trained: Any, frozen: Any, batch: Any, objective: Objective, acc
   with jax.set_mesh(mesh):
     residuals = jax.tree.leaves(jax.eval_shape(kept, trained, frozen, batch))
   weights = Counter((x.shape, x.dtype) for x in jax.tree.leaves((trained, frozen)))
-  total = 0
+  total = 0.0
   for x in residuals:
     if weights[(x.shape, x.dtype)]:
       weights[(x.shape, x.dtype)] -= 1
     else:
-      total += x.size * x.dtype.itemsize
+      total += _bytes(x.size, x.dtype)
   return total / row_shards(mesh)
 
 
@@ -318,4 +320,9 @@ def _up(number: int, multiple: int) -> int:
 
 def chip_bytes(tree: Any) -> float:
   """Bytes of a tree on one chip, without the padding of tiles."""
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  return sum(_bytes(math.prod(x.sharding.shard_shape(x.shape)), x.dtype) for x in jax.tree.leaves(tree))
+
+
+def _bytes(count: int, dtype: Any) -> float:
+  """Of so many numbers: chips pack two of 4 bits into the byte that each takes in NumPy."""
+  return count * jax.dtypes.itemsize_bits(dtype) / 8

@@ -1,5 +1,6 @@
 """Shapes of models by name, so that a plan needs neither weights nor network; any other from its `config.json`."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable
 
@@ -96,6 +97,8 @@ def encoder_shape(name: str, options: EmbeddingOptions) -> tuple[BertConfig | De
   if path.is_dir():
     body = hf_config.read_encoder_config(sentence_files.model_directory(path))
     longest = body.longest_row if isinstance(body, BertConfig) else body.max_positions
+    if isinstance(body, DecoderConfig):
+      body = dataclasses.replace(body, tie_word_embeddings=True)  # as it is loaded: nobody reads its logits
     return body, sentence_files.read_embedding_config(path, longest, options)
   if name not in ENCODERS:
     raise _unknown(name, ENCODERS)
