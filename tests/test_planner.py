@@ -218,6 +218,33 @@ def test_what_scores_and_answers_is_the_tuned_generator_as_it_is_read(mesh8, cha
     assert held.layers.q_kernel.get_value().sharding.shard_shape((32, 4096, 4096)) == (32, 2048, 2048)
 
 
+def test_a_dev_batch_has_the_rows_of_a_microbatch(mesh8):
+  loop = LoopConfig(steps=5, batch_size=128)
+  config = PlanConfig(**GIVEN | PAPER | {"topology": "v5e:2x4"})
+
+  def dev(**change):
+    tuned = TuningConfig(loop=dataclasses.replace(loop, **change), remat="full")
+    return programs.ralt_dev(dataclasses.replace(config, generator_tuning=tuned), models(config), mesh8)
+
+  whole, part = dev(), dev(accumulate=8)
+  assert (whole.tokens, part.tokens) == (60 * 2048, 8 * 2048)  # 60 rows of eight prompts, and 7.5 on four row shards
+  assert programs.chip_bytes(part.beside) == programs.chip_bytes(part.optimizer) > programs.chip_bytes(part.parameters)
+
+
+@pytest.mark.parametrize(("change", "questions"), [({}, 0), ({"select": "exact_match"}, 16), ({"dev_questions": 6}, 8)])
+def test_dev_questions_are_answered_beside_weights_and_moments(mesh8, change, questions):
+  config = PlanConfig(**GIVEN | {"topology": "v5e:2x4"})
+  config = dataclasses.replace(config, generator_tuning=TuningConfig(loop=LoopConfig(steps=5, **change)))
+  assert survey.names_of(config) == (*survey.NAMES, *(survey.DEV_ANSWERS if questions else ()))
+  found = list(survey._programs(config, models(config), mesh8, survey.DEV_ANSWERS if questions else ()))
+  assert [p.name for p in found] == list(survey.DEV_ANSWERS if questions else ())
+  for p in found:
+    assert p.parameters.layers.q_kernel.dtype == jnp.float32
+    head = programs.chip_bytes(p.parameters.head) if "reading" in p.name else 0
+    assert programs.chip_bytes(p.beside) == programs.chip_bytes(p.optimizer) + head
+    assert head == 0 or p.tokens == questions * config.k_train * config.prompt.max_tokens
+
+
 def test_numbers_of_four_bits_are_two_to_a_byte(mesh8):
   rows = NamedSharding(mesh8, PartitionSpec("fsdp"))
   for dtype, size in ((jnp.uint4, 0.5), (jnp.int8, 1), (jnp.bfloat16, 2), (jnp.bool_, 1)):
@@ -417,6 +444,11 @@ def test_changes_are_the_runs_own_options_smallest_first(mesh8):
     "--topology v5e:4x8",
     "--generator-tuning.remat full --generator-tuning.lora.rank 16",
   ]
+  asked = [change for _, change, _ in survey._changes(of, models(of.config), "RALT dev loss")]
+  assert asked[:3] == [f"--generator-tuning.loop.accumulate {n}" for n in (2, 4, 8)]
+  assert asked[-1] == "--generator-tuning.lora.rank 16"
+  asked = [change for _, change, _ in survey._changes(of, models(of.config), survey.DEV_ANSWERS[0])]
+  assert asked == ["--topology v5e:4x4", "--topology v5e:4x8", "--generator-tuning.lora.rank 16"]
   asked = [change for _, change, _ in survey._changes(of, models(of.config), "scoring")]
   assert asked[:3] == ["--score-batch-size 16", "--score-batch-size 8", "--score-batch-size 4"]
 

@@ -1,5 +1,7 @@
 """Programs that an epoch compiles: a step is compiled once for each shape of its batches, so shapes must stay few."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_packing import squad_like
@@ -36,6 +38,22 @@ def test_an_epoch_of_ralt_with_its_dev_losses(seed, mesh1):
   assert 1 < len(shapes(plans.train, plans.dev)) <= MOST
   packed = tuning.make_packed_plans(train, dev, 640, loop=LOOP, mesh=mesh1)
   assert len(shapes(packed.train, packed.dev)) == 2
+
+
+def test_dev_batches_are_as_large_as_microbatches(mesh8):
+  """They go through the model whole, beside weights and moments."""
+  train, dev = lengths(600, 0), lengths(200, 10)
+  loop = dataclasses.replace(LOOP, batch_size=64, accumulate=4)
+  plans = tuning.make_plans(train.rows, dev.rows, loop=loop, mesh=mesh8)
+  assert plans.dev_size == 16
+  assert max(len(b.examples) for b in plans.dev) == 16
+  packed = tuning.make_packed_plans(train, dev, 640, loop=loop, mesh=mesh8)
+  assert packed.dev_size == 16
+  assert max(len(b.rows) for b in packed.dev) <= max(len(b.rows) for b in packed.train) / 4
+  for made in (plans, packed):
+    assert sorted(i for b in made.dev for i in b.examples) == list(range(200))
+  few = tuning.make_plans(train.rows, dev.rows[:5], loop=loop, mesh=mesh8)
+  assert few.dev_size == 8  # no more than there are, rounded up to the row shards
 
 
 @pytest.mark.parametrize("asked", [1, 5, 40])

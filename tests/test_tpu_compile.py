@@ -82,6 +82,14 @@ def test_every_program_of_a_run_compiles_and_is_measured(small):
   assert kept <= by["RALT step"].activations_bytes <= by["RALT step"].temporaries_bytes
   # The cache of both layers: keys and values of 2 heads of 128, for 16 rows of 512 + 68 slots.
   cache = 2 * 2 * 16 * (512 + 68) * 2 * 128 * 2 / 8
+  # Beside a dev batch weights and moments stay, and nothing is kept for a backward pass.
+  step, dev = by["RALT step"], by["RALT dev loss"]
+  assert (dev.parameters_bytes, dev.optimizer_bytes) == (step.parameters_bytes, step.optimizer_bytes)
+  assert dev.parameters_bytes + dev.optimizer_bytes < dev.together_bytes < step.together_bytes
+  assert 0 < dev.batch_bytes < 2**20
+  step, dev = by["LSR step"], by["LSR dev loss"]
+  assert (dev.parameters_bytes, dev.optimizer_bytes) == (step.parameters_bytes, step.optimizer_bytes)
+  assert dev.parameters_bytes + dev.optimizer_bytes < dev.together_bytes
   # Prompts are read without the head, which lies on the chip all the same.
   prompts, head = by["reading prompts"], 2 * 32_000 * 512 / 8
   assert 0 < prompts.batch_bytes < 2**17

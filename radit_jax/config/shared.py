@@ -253,6 +253,12 @@ def check_master_dtype(config: object, optimizer: OptimizerConfig, lora: LoraCon
     )
 
 
+#: Dev questions where `loop.select` needs answers or rankings and `loop.dev_questions` says nothing.
+DEV_QUESTIONS = 100
+#: Of them, those that are answered at once, beside the weights and moments of the tuning.
+DEV_QUESTIONS_AT_ONCE = 16
+
+
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
   """How long to train, and what to keep.
@@ -305,6 +311,13 @@ class LoopConfig:
         f"LoopConfig: batch_size {self.batch_size} does not split into accumulate {self.accumulate} microbatches of "
         f"one size; batch_size {-(-self.batch_size // self.accumulate) * self.accumulate} would"
       )
+
+  @property
+  def asked_questions(self) -> int | None:
+    """Dev questions to answer or to search for each time; None for none."""
+    if self.dev_questions is not None:
+      return self.dev_questions
+    return None if self.select == "dev_loss" else DEV_QUESTIONS
 
 
 def check_select(config: object, loop: LoopConfig, *allowed: Select) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from radit_jax.config import PlanConfig, Remat, TuningConfig
+from radit_jax.config.shared import DEV_QUESTIONS_AT_ONCE
 from radit_jax.inference.decode import greedy_decode, prefill, score_candidates
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
@@ -25,7 +27,9 @@ from radit_jax.retrieval.embed import encode_batch
 from radit_jax.sharding import parameter_shardings, row_sharding, row_shards
 from radit_jax.training.step import (
   Objective,
+  TrainState,
   combine,
+  evaluate_step,
   lsr_objective,
   make_optimizer,
   microbatches,
@@ -85,15 +89,19 @@ class Program:
 def ralt(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
   """The step of generator tuning."""
   tuning = config.generator_tuning
-
-  def model() -> Decoder:
-    return Decoder(models.generator, rngs=nnx.Rngs(0), dtype=jnp.dtype(config.dtype), remat=tuning.remat)
-
   batch = _contexts(config, mesh, tuning.loop.batch_size, config.k_train, tuning.loop.accumulate)
-  rows, length = batch.tokens.shape
-  count = flops.body_flops(models.generator, rows * length, _keys(config))
-  count += flops.head_flops(models.generator, batch.answer_tokens.size)
-  return _tuning("RALT step", model, tuning, batch, ralt_objective, count, rows * length, mesh)
+  model, count = _generator(config, models), _context_flops(config, models, batch)
+  return _tuning("RALT step", model, tuning, batch, ralt_objective, count, batch.tokens.size, mesh)
+
+
+def ralt_dev(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
+  """The loss of a dev batch, which has as many examples as a microbatch, beside all that the tuning holds."""
+  loop = config.generator_tuning.loop
+  batch = _contexts(config, mesh, loop.batch_size // loop.accumulate, config.k_train)
+  model, count = _generator(config, models), _context_flops(config, models, batch)
+  return _dev_loss(
+    "RALT dev loss", model, config.generator_tuning, batch, ralt_objective, count, batch.tokens.size, mesh
+  )
 
 
 def score(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
@@ -116,7 +124,22 @@ def score(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
 def lsr(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
   """The step of retriever tuning."""
   tuning = config.retriever_tuning
-  size, width = tuning.loop.batch_size, models.embedding.dimensions or models.encoder.hidden_size
+  batch, count = _queries(config, models, mesh, tuning.loop.batch_size)
+  model = functools.partial(_encoder, models, remat=tuning.remat)
+  return _tuning("LSR step", model, tuning, batch, _lsr_objective(), count, batch.query_tokens.size, mesh)
+
+
+def lsr_dev(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
+  """As :func:`ralt_dev`, of retriever tuning."""
+  tuning = config.retriever_tuning
+  batch, count = _queries(config, models, mesh, tuning.loop.batch_size // tuning.loop.accumulate)
+  model = functools.partial(_encoder, models, remat=tuning.remat)
+  return _dev_loss("LSR dev loss", model, tuning, batch, _lsr_objective(), count, batch.query_tokens.size, mesh)
+
+
+def _queries(config: PlanConfig, models: Models, mesh: Mesh, size: int) -> tuple[LSRBatch, float]:
+  """Shapes of a batch of so many questions, and the FLOPs of its forward pass."""
+  width = models.embedding.dimensions or models.encoder.hidden_size
   length = _length(config.query_tokens, models)
   batch = LSRBatch(
     query_tokens=_rows(mesh, (size, length)),
@@ -128,12 +151,13 @@ def lsr(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
     positive=_rows(mesh, (size, config.k), jnp.bool_),
     passage_rows=_rows(mesh, (size, config.k)),
   )
-  objective = functools.partial(
+  return batch, flops.body_flops(models.encoder, size * length, length)
+
+
+def _lsr_objective() -> Objective:
+  return functools.partial(
     lsr_objective, score_temperature=1.0, lm_temperature=0.01, score="token_prob", direction="retriever_to_lm"
   )
-  count = flops.body_flops(models.encoder, size * length, length)
-  model = functools.partial(_encoder, models, remat=tuning.remat)
-  return _tuning("LSR step", model, tuning, batch, objective, count, size * length, mesh)
 
 
 def encode(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
@@ -150,13 +174,27 @@ def encode(config: PlanConfig, models: Models, mesh: Mesh) -> Program:
 
 def answers(config: PlanConfig, models: Models, mesh: Mesh) -> list[Program]:
   """What answers a batch of questions: prompts read once, decoded, and every candidate weighed."""
-  shape = models.generator
-  generator = _read_only(shape, config, mesh)
-  questions = _up(config.answer_batch_size, row_shards(mesh))
-  rows, length = questions * config.k, _up(config.prompt.max_tokens, ROW_MULTIPLE)
+  generator = _read_only(models.generator, config, mesh)
+  return _answering(config, models.generator, generator, mesh, questions=config.answer_batch_size, k=config.k)
+
+
+def dev_answers(config: PlanConfig, models: Models, mesh: Mesh) -> list[Program]:
+  """The same for dev questions, from as many passages as the tuning trains on, beside all that it holds."""
+  _, state, frozen = _held(_generator(config, models), config.generator_tuning, mesh)
+  questions = min(DEV_QUESTIONS_AT_ONCE, config.generator_tuning.loop.asked_questions or DEV_QUESTIONS_AT_ONCE)
+  made = _answering(config, models.generator, combine(state.model, frozen), mesh, questions=questions, k=config.k_train)
+  moments = state.optimizer_state
+  return [dataclasses.replace(p, name=f"dev: {p.name}", optimizer=moments, beside=(p.beside, moments)) for p in made]
+
+
+def _answering(
+  config: PlanConfig, shape: DecoderConfig, generator: Any, mesh: Mesh, *, questions: int, k: int
+) -> list[Program]:
+  questions = _up(questions, row_shards(mesh))
+  rows, length = questions * k, _up(config.prompt.max_tokens, ROW_MULTIPLE)
   room = _up(config.prompt.max_answer_tokens + 1, 4)
   tokens, lengths = _rows(mesh, (rows, length)), _rows(mesh, (rows,))
-  candidates, counts = _rows(mesh, (questions, config.k + 1, room)), _rows(mesh, (questions, config.k + 1))
+  candidates, counts = _rows(mesh, (questions, k + 1, room)), _rows(mesh, (questions, k + 1))
 
   read = flops.body_flops(shape, rows * length, length / 2) + flops.head_flops(shape, rows)
   again = flops.body_flops(shape, rows * room, length) + flops.head_flops(shape, rows * room)
@@ -181,7 +219,7 @@ def answers(config: PlanConfig, models: Models, mesh: Mesh) -> list[Program]:
     Program("reading prompts", reading, generator, (), read, 1, rows * length, beside=generator.head),
     Program("decoding", decoding, generator, (), again, room, rows * room),
     # Nearly every passage may bring an answer of its own.
-    Program("weighing answers", weighing, generator, (), again * config.k, config.k, rows * room * config.k),
+    Program("weighing answers", weighing, generator, (), again * k, k, rows * room * k),
   ]
 
 
@@ -207,11 +245,7 @@ def _tuning(
   tokens: int,
   mesh: Mesh,
 ) -> Program:
-  optimizer = make_optimizer(tuning.optimizer, tuning.loop.steps or 1000)
-  trained, frozen = partition(nnx.eval_shape(lambda: _for_tuning(model, tuning)))
-
-  state = _on_mesh(jax.eval_shape(functools.partial(new_state, optimizer=optimizer), trained), mesh)
-  frozen = _on_mesh(frozen, mesh)
+  optimizer, state, frozen = _held(model, tuning, mesh)
   passes = 2 if tuning.remat == "none" else 3
 
   def compiled() -> Any:
@@ -226,9 +260,43 @@ def _tuning(
     forward_flops * (flops.ADAPTED if tuning.lora.rank else flops.TRAINED),
     passes * tuning.loop.accumulate,
     tokens,
-    activations_bytes=_kept_bytes(trained, frozen, batch, objective, tuning.loop.accumulate, mesh),
+    activations_bytes=_kept_bytes(state.model, frozen, batch, objective, tuning.loop.accumulate, mesh),
     update_bytes=2.0 * (chip_bytes(state.optimizer_state) + chip_bytes(state.model)),
   )
+
+
+def _dev_loss(
+  name: str,
+  model: Callable[[], Any],
+  tuning: TuningConfig,
+  batch: Any,
+  objective: Objective,
+  forward_flops: float,
+  tokens: int,
+  mesh: Mesh,
+) -> Program:
+  _, state, frozen = _held(model, tuning, mesh)
+  whole, moments = combine(state.model, frozen), state.optimizer_state
+  return Program(
+    name,
+    lambda: evaluate_step.lower(whole, batch, objective=objective).compile(),
+    whole,
+    moments,
+    forward_flops,
+    1,
+    tokens,
+    beside=moments,
+  )
+
+
+def _held(
+  model: Callable[[], Any], tuning: TuningConfig, mesh: Mesh
+) -> tuple[optax.GradientTransformation, TrainState, Any]:
+  """What a tuning holds all the time: its state, and the frozen part of the model."""
+  optimizer = make_optimizer(tuning.optimizer, tuning.loop.steps or 1000)
+  trained, frozen = partition(nnx.eval_shape(lambda: _for_tuning(model, tuning)))
+  state = jax.eval_shape(functools.partial(new_state, optimizer=optimizer), trained)
+  return optimizer, _on_mesh(state, mesh), _on_mesh(frozen, mesh)
 
 
 def _for_tuning(model: Callable[[], Any], tuning: TuningConfig) -> Any:
@@ -257,6 +325,11 @@ def _kept_bytes(trained: Any, frozen: Any, batch: Any, objective: Objective, acc
     else:
       total += _bytes(x.size, x.dtype)
   return total / row_shards(mesh)
+
+
+def _generator(config: PlanConfig, models: Models) -> Callable[[], Decoder]:
+  dtype, remat = jnp.dtype(config.dtype), config.generator_tuning.remat
+  return lambda: Decoder(models.generator, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)
 
 
 def _encoder(models: Models, *, remat: Remat = "none") -> TextEncoder:
@@ -291,6 +364,12 @@ def _contexts(config: PlanConfig, mesh: Mesh, examples: int, k: int, accumulate:
     room = _up(config.prompt.max_answer_tokens + config.answer_tokens * length // config.prompt_tokens, 4)
   whole, answer = _rows(mesh, (rows, length)), _rows(mesh, (rows, room))
   return ParallelContextBatch(whole, whole, whole, answer, answer, answer, _rows(mesh, (examples, k), jnp.bool_))
+
+
+def _context_flops(config: PlanConfig, models: Models, batch: ParallelContextBatch) -> float:
+  """Forward pass over a batch of :func:`_contexts`."""
+  count = flops.body_flops(models.generator, batch.tokens.size, _keys(config))
+  return count + flops.head_flops(models.generator, batch.answer_tokens.size)
 
 
 def _keys(config: PlanConfig) -> float:

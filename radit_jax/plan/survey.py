@@ -18,11 +18,15 @@ from radit_jax.sharding import make_mesh, row_shards
 _SLICES_TRIED = 2
 _LORA_RANK = 16
 ANSWERS = ("reading prompts", "decoding", "weighing answers")
-NAMES = ("RALT step", "scoring", "LSR step", "encoding", *ANSWERS)
+NAMES = ("RALT step", "RALT dev loss", "scoring", "LSR step", "LSR dev loss", "encoding", *ANSWERS)
+#: Of a tuning that has dev questions answered.
+DEV_ANSWERS = tuple(f"dev: {name}" for name in ANSWERS)
 _ONE: dict[str, Callable[[PlanConfig, Models, Mesh], Program]] = {
   "RALT step": programs.ralt,
+  "RALT dev loss": programs.ralt_dev,
   "scoring": programs.score,
   "LSR step": programs.lsr,
+  "LSR dev loss": programs.lsr_dev,
   "encoding": programs.encode,
 }
 
@@ -63,8 +67,13 @@ class Remedy:
   together_bytes: float
 
 
+def names_of(config: PlanConfig) -> tuple[str, ...]:
+  """The programs that a run has, in the order of the table."""
+  return NAMES if config.generator_tuning.loop.asked_questions is None else (*NAMES, *DEV_ANSWERS)
+
+
 def survey(
-  config: PlanConfig, models: Models, of: Slice, *, names: tuple[str, ...] = NAMES, progress: Progress = silent
+  config: PlanConfig, models: Models, of: Slice, *, names: tuple[str, ...] | None = None, progress: Progress = silent
 ) -> Survey:
   """Compiles the programs of a run for a slice, one after another.
 
@@ -72,13 +81,14 @@ def survey(
     config: of the run.
     models: its shapes.
     of: the slice.
-    names: of :data:`NAMES`, the ones wanted.
+    names: of :func:`names_of`, the ones wanted; None for all.
     progress: told after each program.
 
   Raises:
     UserError: a mesh that does not work, see :func:`radit_jax.plan.layout.mesh_for`.
   """
   mesh = make_mesh(layout.mesh_for(config, models, of), devices=chips.devices(of))
+  names = names_of(config) if names is None else names
   found = []
   for program in _programs(config, models, mesh, names):
     found.append(measure(program, of, mesh, config.mfu))
@@ -92,6 +102,8 @@ def _programs(config: PlanConfig, models: Models, mesh: Mesh, names: tuple[str, 
       yield _ONE[name](config, models, mesh)
   if any(name in ANSWERS for name in names):
     yield from (p for p in programs.answers(config, models, mesh) if p.name in names)
+  if any(name in DEV_ANSWERS for name in names):
+    yield from (p for p in programs.dev_answers(config, models, mesh) if p.name in names)
 
 
 def remedies(of: Survey, models: Models, *, progress: Progress = silent) -> list[Remedy]:
@@ -119,16 +131,16 @@ def _changes(of: Survey, models: Models, name: str) -> Iterator[tuple[str, str, 
   """Kind of change, its options, and the run with it; of one kind the smallest change first."""
   config = of.config
   shards = row_shards(of.mesh)
-  if name in ("RALT step", "LSR step"):
-    field = "generator_tuning" if name == "RALT step" else "retriever_tuning"
+  if name in ("RALT step", "RALT dev loss", "LSR step", "LSR dev loss", *DEV_ANSWERS):
+    field = "retriever_tuning" if name.startswith("LSR") else "generator_tuning"
     option, tuning = "--" + field.replace("_", "-"), getattr(config, field)
-    remat = "" if tuning.remat == "full" else f"{option}.remat full "
+    remat = f"{option}.remat full " if name.endswith(" step") and tuning.remat != "full" else ""
     if remat:
       for kept in ("dots", "full") if tuning.remat == "none" else ("full",):
         tuning = dataclasses.replace(tuning, remat=kept)
         yield "remat", f"{option}.remat {kept}", dataclasses.replace(config, **{field: tuning})
     parts = tuning.loop.accumulate * 2
-    while parts * shards <= tuning.loop.batch_size:
+    while name not in DEV_ANSWERS and parts * shards <= tuning.loop.batch_size:
       if tuning.loop.batch_size % (parts * shards) == 0:
         loop = dataclasses.replace(tuning.loop, accumulate=parts)
         split = dataclasses.replace(tuning, loop=loop)
@@ -150,7 +162,7 @@ def _changes(of: Survey, models: Models, name: str) -> Iterator[tuple[str, str, 
   larger = [s for s in chips.slices(kind) if s.chips > of.of.chips][:_SLICES_TRIED]
   for one in larger:
     yield "slice", f"--topology {one.name}", dataclasses.replace(config, topology=one.name, mesh=MeshConfig())
-  if name in ("RALT step", "LSR step") and not getattr(config, field).lora.rank:
+  if field.endswith("_tuning") and not getattr(config, field).lora.rank:
     lora = dataclasses.replace(tuning.lora, rank=_LORA_RANK)
     adapted = dataclasses.replace(tuning, lora=lora)
     yield "lora", f"{remat}{option}.lora.rank {_LORA_RANK}", dataclasses.replace(config, **{field: adapted})
@@ -177,7 +189,7 @@ def smallest(config: PlanConfig, models: Models, *, progress: Progress = silent)
       if not step.fits:
         why.append(_short(one, step.programs[0], tried))
         continue
-      rest = survey(tried, models, one, names=NAMES[1:], progress=progress)
+      rest = survey(tried, models, one, names=names_of(tried)[1:], progress=progress)
       whole = dataclasses.replace(rest, programs=step.programs + rest.programs)
       if whole.fits:
         return whole, why

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from radit_jax import hosts, sharding
-from radit_jax.config import LoopConfig, TrainGeneratorConfig, TrainRetrieverConfig
+from radit_jax.config import TrainGeneratorConfig, TrainRetrieverConfig
+from radit_jax.config.shared import DEV_QUESTIONS, DEV_QUESTIONS_AT_ONCE
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.examples import RetrievedExample, RetrievedStore
 from radit_jax.data.plan import sample
@@ -22,20 +23,10 @@ from radit_jax.training.diagnostics import moved
 from radit_jax.training.loop import Measured
 from radit_jax.verbs.evaluate import make_query
 
-#: Dev questions where `loop.select` needs answers or rankings and `loop.dev_questions` says nothing; and those by which
-#: it is seen how far a query encoder has moved.
-_QUESTIONS = 100
-#: Rows that are encoded, and questions that are answered, at once.
-_ENCODED_AT_ONCE, _ANSWERED_AT_ONCE = 64, 16
+#: Rows that are encoded at once.
+_ENCODED_AT_ONCE = 64
 
 Examine = Callable[[Any], Callable[[Any], Measured]]
-
-
-def num_questions(loop: LoopConfig) -> int | None:
-  """Dev questions to answer or to search for; None for none."""
-  if loop.dev_questions is not None:
-    return loop.dev_questions
-  return None if loop.select == "dev_loss" else _QUESTIONS
 
 
 def answering(
@@ -56,7 +47,7 @@ def answering(
   Raises:
     UserError: answers are asked for, and all that was drawn of the dev examples is plain text.
   """
-  number = num_questions(config.loop)
+  number = config.loop.asked_questions
   if number is None:
     return None
   drawn = dev.many(sample(len(dev), number, config.loop.seed))
@@ -77,7 +68,7 @@ def answering(
       prompt,
       queries,
       score_temperature=dev.manifest["score_temperature"],
-      batch_size=_ANSWERED_AT_ONCE,
+      batch_size=DEV_QUESTIONS_AT_ONCE,
       mesh=mesh,
     )
     matches = [exact_match(a.text, e.answers) for a, e in zip(answers, examples, strict=True)]
@@ -113,8 +104,8 @@ def searching(
   Raises:
     UserError: rankings are asked for, and which passages are right can be known of no question.
   """
-  number = num_questions(config.loop)
-  drawn = dev.many(sample(len(dev), number or _QUESTIONS, config.loop.seed))
+  number = config.loop.asked_questions
+  drawn = dev.many(sample(len(dev), number or DEV_QUESTIONS, config.loop.seed))
   examples = [e for e in drawn if e.searched] or drawn
   right = None if number is None else _judged(config, examples, passages)
 

@@ -36,7 +36,7 @@ from radit_jax.training.step import (
   watched_lsr_objective,
 )
 from radit_jax.verbs import cards, tuning
-from radit_jax.verbs.examine import num_questions, searching
+from radit_jax.verbs.examine import searching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def train_retriever(config: TrainRetrieverConfig, *, progress: Progress = silent
     encoder_fingerprint=passage_encoder,
     passages_fingerprint=of,
     resident=False,
-    searched=num_questions(config.loop) is not None,
+    searched=config.loop.asked_questions is not None,
   )
   for name, store in stores.items():
     if config.k > store.manifest["k"]:

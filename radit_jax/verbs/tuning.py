@@ -106,7 +106,7 @@ def make_plans(
     bucket_multiple=multiple,
     order=None if mixture is None else mixture.order(loop.seed),
   )
-  dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths)), mesh)
+  dev_size = _dev_size(loop, len(dev_lengths), mesh)
   dev = plan_in_order(dev_lengths, batch_size=dev_size, bucket_multiple=multiple, max_buckets=2)
   return Plans(plan, dev, dev_size)
 
@@ -143,10 +143,15 @@ def make_packed_plans(
     epochs=loop.epochs,
     order=order,
   )
-  dev_size = sharding.round_up_rows(min(loop.batch_size, len(dev_lengths.each)), mesh)
+  dev_size = _dev_size(loop, len(dev_lengths.each), mesh)
   as_stored = epoch_order(len(dev_lengths.each), None)
   dev = packed_in_order(packing(dev_lengths, row_tokens, dev_size, mesh, as_stored, share=share))
   return Plans(plan, dev, dev_size, max(plan.segments, most_segments(dev)))
+
+
+def _dev_size(loop: LoopConfig, count: int, mesh: Mesh) -> int:
+  """Examples of a dev batch: a microbatch's, as it goes through the model whole while weights and moments stay."""
+  return sharding.round_up_rows(min(loop.batch_size // loop.accumulate, count), mesh)
 
 
 def packing(
