@@ -1,6 +1,7 @@
 """LoRA: what is trained and what is not, gradients against the merged weights; sharded, resumed, on a small base."""
 
 import functools
+import gc
 import itertools
 import pathlib
 
@@ -12,15 +13,19 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from radit_jax import sharding
-from radit_jax.config import LoopConfig, LoraConfig, OptimizerConfig
+from radit_jax.config import LoopConfig, LoraConfig, MeshConfig, OptimizerConfig, TrainGeneratorConfig
 from radit_jax.errors import UserError
+from radit_jax.models import hf_config, hf_weights
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.encoder import EmbeddingConfig, TextEncoder
 from radit_jax.models.kernels import QuantizedKernel, dequantize
-from radit_jax.models.lora import add_lora, body_of, frozen, merge_lora, quantize_base
+from radit_jax.models.lora import add_lora, body_of, frozen, quantize_base, rebased
+from radit_jax.models.pretrained import load_generator
+from radit_jax.models.safetensors_files import write_directory
 from radit_jax.training.loop import train
 from radit_jax.training.step import combine, init_state, make_optimizer, partition, train_step
+from radit_jax.verbs import tuning
 
 CONFIG = DecoderConfig(
   vocab_size=64, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16
@@ -53,6 +58,14 @@ def adapted_of(model, config=LORA, *, moved=True):
 
 def kernels(adapted):
   return {n: k for n, k in vars(body_of(adapted).layers).items() if n.endswith("_kernel") and hasattr(k, "b")}
+
+
+def saved(model):
+  """What the files of a model hold, as a model."""
+  body = body_of(model)
+  again = nnx.eval_shape(lambda: type(body)(body.config, rngs=nnx.Rngs(0)))
+  hf_weights.fill(again, hf_weights.named_tensors(body), pathlib.Path("saved"), None, None)
+  return again if body is model else TextEncoder(again, model.config)
 
 
 def tokens_of(step, rows=8):
@@ -134,10 +147,10 @@ def test_gradients_are_those_of_the_merged_weights(generator):
 
 
 @pytest.mark.parametrize("side", ["generator", "encoder"])
-def test_merged_model_is_plain_and_computes_the_same(request, side):
+def test_a_saved_model_is_plain_and_computes_the_same(request, side):
   model = request.getfixturevalue(side)
   adapted = adapted_of(model)
-  merged = merge_lora(adapted)
+  merged = saved(adapted)
   assert jax.tree.structure(merged) == jax.tree.structure(model)
   np.testing.assert_allclose(run(merged, tokens_of(0)), run(adapted, tokens_of(0)), atol=2e-5)
   assert np.abs(np.asarray(run(merged, tokens_of(0)) - run(model, tokens_of(0)))).max() > 1e-3
@@ -155,19 +168,61 @@ def test_merged_weights_keep_the_type_of_the_files(generator):
   adapted = adapted_of(half)
   assert adapted.layers.q_kernel.base[...].dtype == jnp.bfloat16
   assert adapted.layers.q_kernel.a[...].dtype == jnp.float32
-  assert {x.dtype for x in jax.tree.leaves(merge_lora(adapted))} == {jnp.dtype(jnp.bfloat16)}
+  assert {x.dtype for x in jax.tree.leaves(saved(adapted))} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_a_quantised_base_is_merged_into_the_weights_it_was_made_of(generator):
+def test_what_corrected_a_quantised_base_is_merged_into_the_weights_it_was_made_of(generator):
   adapted = adapted_of(quantize_base(generator, "nf4"), LoraConfig(rank=4, alpha=8.0, targets=("q",)))
   assert isinstance(adapted.layers.up_kernel, QuantizedKernel)
   with pytest.raises(ValueError, match="quantised"):
-    merge_lora(adapted)
-  merged = merge_lora(adapted, into=generator)
+    saved(adapted)
+  merged = saved(rebased(adapted, generator))
   assert jax.tree.structure(merged) == jax.tree.structure(generator)
   np.testing.assert_array_equal(merged.layers.up_kernel[...], generator.layers.up_kernel[...])
   a, b = pair(adapted, "q_kernel")
   np.testing.assert_allclose(merged.layers.q_kernel[...] - generator.layers.q_kernel[...], 2.0 * a @ b, atol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["float", "int8"])
+def test_while_a_model_is_saved_nothing_is_held_but_it_and_one_layer(tmp_path, base):
+  """A layer and its merged twin come to the devices, full of what was trained, or to the host if the base is there."""
+  config = DecoderConfig(
+    vocab_size=64, hidden_size=128, intermediate_size=256, num_layers=12, num_heads=8, num_kv_heads=8, head_dim=16
+  )
+  plain = Decoder(config, rngs=nnx.Rngs(0))
+  write_directory(tmp_path, hf_weights.named_tensors(plain))
+  ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+  hf_config.write(tmp_path, config, dtype="float32", token_ids=ids)
+  w = np.asarray(plain.layers.up_kernel[...], np.float64)
+  del plain
+  options = TrainGeneratorConfig(
+    workdir=str(tmp_path / "run"), generator=str(tmp_path), retrieved="", dev_retrieved="", passages="",
+    lora=LoraConfig(rank=4, alpha=8.0, base=base),
+  )  # fmt: skip
+  load = functools.partial(load_generator, tmp_path)
+  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+  adapted = tuning.load_for_tuning(load, options.lora, mesh=mesh, seed=0)
+  for kernel in kernels(adapted).values():
+    kernel.b.set_value(jnp.full(kernel.b.shape, 0.01))
+  adapted = sharding.place(adapted, sharding.parameter_shardings(adapted, mesh))
+  a, b = (np.asarray(x, np.float64) for x in pair(adapted, "up_kernel"))
+
+  def held():
+    gc.collect()
+    shards = [s.data for x in jax.live_arrays() for s in x.addressable_shards]
+    return sum({s.unsafe_buffer_pointer(): s.nbytes for s in shards}.values())
+
+  layer_bytes = 4 * 128 * 256
+  before, most, files = held(), 0, {}
+  model = tuning.export_tuned(adapted, load, options, base=str(tmp_path))
+  for name, tensor in hf_weights.named_tensors(model).items():
+    values = tensor.read()
+    most = max(most, held() - before)
+    if "up_proj" in name:
+      files[name] = np.array(values)
+  assert most <= 2 * layer_bytes
+  merged = np.stack([files[f"model.layers.{i}.mlp.up_proj.weight"].T for i in range(12)])
+  np.testing.assert_allclose(merged, w + 2.0 * a @ b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("form", "bits"), [("int8", 8), ("nf4", 4)])

@@ -15,7 +15,7 @@ from flax import nnx
 
 from radit_jax.config import LoraConfig
 from radit_jax.errors import UserError
-from radit_jax.models.lora import add_lora, body_of, merge_lora
+from radit_jax.models.lora import add_lora, body_of
 from radit_jax.models.peft_files import fused_targets, save_adapter
 from radit_jax.models.pretrained import load_encoder, load_generator, save_encoder, save_generator
 
@@ -98,7 +98,7 @@ def test_peft_and_transformers_compute_our_logits(tmp_path, tokenizer, llama_pat
   save_adapter(adapted, tmp_path / "adapter", base=str(llama_path))
   base = transformers.LlamaForCausalLM.from_pretrained(llama_path)
   np.testing.assert_allclose(torch_logits(peft.PeftModel.from_pretrained(base, tmp_path / "adapter")), ours, atol=1e-4)
-  save_generator(merge_lora(adapted), tokenizer, tmp_path / "merged")
+  save_generator(adapted, tokenizer, tmp_path / "merged")
   merged = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "merged")
   np.testing.assert_allclose(torch_logits(merged), ours, atol=1e-4)
 
@@ -123,7 +123,7 @@ def test_peft_and_transformers_compute_our_vectors(tmp_path, tokenizer, bert_pat
   # Nothing but the targets got an adapter, though PEFT goes by the ends of names.
   held = {n.split(".lora_")[0] for n in model.state_dict() if ".lora_" in n}
   assert len(held) == 2 * (len(targets) or 6)
-  save_encoder(merge_lora(adapted), tokenizer, tmp_path / "merged")
+  save_encoder(adapted, tokenizer, tmp_path / "merged")
   np.testing.assert_allclose(
     torch_vectors(transformers.BertModel.from_pretrained(tmp_path / "merged")), ours, atol=1e-4
   )
@@ -164,7 +164,7 @@ def test_other_families(tmp_path, tokenizer, kind):
       save_adapter(adapted_of(generator, ()), tmp_path / "adapter", base="base")
     everything = adapted_of(generator, ())
     assert set(fused_targets(everything)) == {"q", "k", "v", "gate", "up"}
-    save_generator(merge_lora(everything), tokenizer, tmp_path / "merged")
+    save_generator(everything, tokenizer, tmp_path / "merged")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     np.testing.assert_allclose(torch_logits(merged), np.asarray(everything.logits(everything(TOKENS))), atol=1e-4)
     adapted = adapted_of(generator, ("o", "down"))

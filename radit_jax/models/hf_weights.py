@@ -16,13 +16,35 @@ from radit_jax.errors import UserError
 from radit_jax.models.bert import Bert
 from radit_jax.models.cross_encoder import CrossEncoder
 from radit_jax.models.decoder import Decoder
-from radit_jax.models.kernels import is_matrix
+from radit_jax.models.kernels import LoraKernel, QuantizedKernel, is_matrix, merged
 from radit_jax.models.safetensors_files import NamedTensor, StoredTensor
 from radit_jax.sharding import gather, parameter_shardings
 
 _FLOATS = ("float32", "bfloat16", "float16")
 Body = Decoder | Bert | CrossEncoder
 Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class InFiles:
+  """A parameter that stays in the files until a part of it is asked for, like an array.
+
+  Attributes:
+    shape: of the parameter.
+    dtype: its type once it is read.
+    read: gives any slice.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype[Any]
+  read: Callable[[Index], np.ndarray[Any, np.dtype[Any]]]
+
+  def __getitem__(self, layer: int) -> np.ndarray[Any, np.dtype[Any]]:
+    return self.read((slice(layer, layer + 1), *(slice(None) for _ in self.shape[1:])))[0]
+
+  def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray[Any, np.dtype[Any]]:
+    whole = self.read(tuple(slice(None) for _ in self.shape))
+    return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +208,7 @@ def fill(
     mesh: parameters are placed on it as the sharding table says.
     param_dtype: type of the parameters; None for the files' own.
     matrices: see :func:`held_dtype`.
-    abstract: only check; the Variables keep their shapes.
+    abstract: only check; the Variables get an :class:`InFiles`, which :func:`named_tensors` reads.
 
   Raises:
     UserError: tensors missing, unknown, misshapen, or of a type that is no float; dimensions the mesh does not divide.
@@ -216,13 +238,15 @@ def fill(
       raise UserError(f"{path}: {name} is {tensors[name].dtype.name}; supported are {', '.join(_FLOATS)}")
 
   shardings = None if mesh is None else parameter_shardings(body, mesh)
-  for place in () if abstract else found:
+  for place in found:
     variable = _variable(body, place)
     sources = [tensors[name] for name in _names(place, variable.shape)]
     dtype = np.dtype(param_dtype) if param_dtype is not None else jnp.result_type(*(s.dtype for s in sources))
     dtype = held_dtype(variable, dtype, matrices)
     read = _reader(place, sources, dtype, variable.shape)
-    if shardings is None:
+    if abstract:
+      variable.set_value(cast(Any, InFiles(variable.shape, dtype, read)))
+    elif shardings is None:
       variable.set_value(jax.device_put(read(tuple(slice(None) for _ in variable.shape))))
     else:
       variable.set_value(_by_shards(read, variable.shape, cast(Any, _variable(shardings, place).get_value())))
@@ -300,12 +324,19 @@ def _by_shards(
 def named_tensors(body: Body, dtype: DTypeLike | None = None) -> dict[str, NamedTensor]:
   """Parameters under their names in the files, one layer of one parameter on the host at a time.
 
+  An adapted kernel is merged with its correction layer by layer, as it is read: devices that could hold the model in
+  training never hold it a second time.
+
   Args:
-    body: the model.
+    body: the model. Values that it has left in the files are read from there.
     dtype: type in the files; None for the parameters' own.
 
   Returns:
     Tensors that are read when they are needed. Several processes must all read them, in one order.
+
+  Raises:
+    ValueError: a quantised kernel, which has lost digits that the files still hold, see
+      :func:`radit_jax.models.lora.rebased`.
   """
   shares: dict[str, list[tuple[Place, int]]] = {}
   for place in places(body):
@@ -318,24 +349,48 @@ def named_tensors(body: Body, dtype: DTypeLike | None = None) -> dict[str, Named
 
 
 def _named(body: Body, name: str, parts: list[tuple[Place, int]], dtype: DTypeLike | None) -> tuple[str, NamedTensor]:
-  variables = [_variable(body, place) for place, _ in parts]
   shapes = []
-  for (place, _), variable in zip(parts, variables, strict=True):
-    shape = variable.shape[1:] if place.stacked else variable.shape
+  for place, _ in parts:
+    shape = _variable(body, place).shape[1 if place.stacked else 0 :]
     shapes.append(shape[::-1] if place.transposed else shape)
-  to = np.dtype(variables[0][...].dtype if dtype is None else dtype)
+  to = np.dtype(_variable(body, parts[0][0]).get_value().dtype if dtype is None else dtype)
 
   def read() -> np.ndarray[Any, np.dtype[Any]]:
     pieces = []
-    for (place, layer), variable in zip(parts, variables, strict=True):
-      value = gather(variable[...][layer] if place.stacked else variable[...]).astype(to, copy=False)
+    for place, layer in parts:
+      value = _value(body, place, layer).astype(to, copy=False)
       pieces.append(value.T if place.transposed else value)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
   return name, NamedTensor(to, (sum(s[0] for s in shapes), *shapes[0][1:]), read)
 
 
+def _value(body: Body, place: Place, layer: int) -> np.ndarray[Any, np.dtype[Any]]:
+  """A parameter on the host, or one layer of a stacked one."""
+  value = _variable(body, place).get_value()
+  if not place.stacked:
+    return cast(np.ndarray[Any, np.dtype[Any]], gather(value))
+  one, kernel = value[layer], _found(body, place)
+  if isinstance(kernel, LoraKernel):
+    # A and B by way of the host: a base in the files meets them there, where the accelerators may have no room for it.
+    a, b = gather(kernel.a[...][layer]), gather(kernel.b[...][layer])
+    host = jax.local_devices(backend="cpu")[0] if isinstance(value, InFiles) else None
+    with jax.default_device(host):
+      one = merged(one, a, b, kernel.scale)
+  return cast(np.ndarray[Any, np.dtype[Any]], gather(one))
+
+
 def _variable(module: Any, place: Place) -> nnx.Variable[Array]:
+  """The numbers of a parameter, those of the base if it is adapted."""
+  found = _found(module, place)
+  if isinstance(found, LoraKernel):
+    found = found.base
+  if isinstance(found, QuantizedKernel):
+    raise ValueError(f"{place.parameter}: quantised; give the kernels of the files with `rebased`")
+  return found
+
+
+def _found(module: Any, place: Place) -> Any:
   for name in place.parameter.split("."):
     module = getattr(module, name)
   return module

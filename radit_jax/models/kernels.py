@@ -118,6 +118,13 @@ def _project(x: Array, kernel: Kernel) -> Array:
   return x @ kernel[...].astype(x.dtype)
 
 
+@jax.jit
+def merged(w: Float[Array, "i o"], a: Float[Array, "i r"], b: Float[Array, "r o"], scale: float) -> Float[Array, "i o"]:
+  """``W + scale A B`` of one layer, added in float32, in the type of W."""
+  product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  return (w.astype(jnp.float32) + scale * product).astype(w.dtype)
+
+
 # Not qwix (0.1.8), whose int8 does the same: its nf4 look-up flattens the codes, so that XLA gathers every sharded
 # kernel whole in every layer (seen in the compiled program), and reads a table of 16 once per number.
 def quantize(

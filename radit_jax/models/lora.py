@@ -1,4 +1,4 @@
-"""LoRA: small trained corrections of frozen kernels, which may be quantised; and the way back to a plain model."""
+"""LoRA: small trained corrections of frozen kernels, which may be quantised; saving a model merges them."""
 
 from typing import Any, TypeVar
 
@@ -10,7 +10,6 @@ from jaxtyping import Array
 from radit_jax.config import LoraConfig
 from radit_jax.errors import UserError
 from radit_jax.models.kernels import LoraKernel, QuantizedFormat, QuantizedKernel, quantize
-from radit_jax.sharding import gather
 
 #: A decoder or an encoder whose kernels are `layers.{target}_kernel`, each stacked ``[L, in, out]``.
 Model = TypeVar("Model", bound=nnx.Module)
@@ -58,29 +57,23 @@ def add_lora(model: Model, config: LoraConfig, *, rngs: nnx.Rngs) -> Model:
   return adapted
 
 
-def merge_lora(model: Model, *, into: Model | None = None) -> Model:
-  """A plain model whose kernels are ``W + (alpha / rank) A B``, in the type of W.
+def rebased(model: Model, base: Model) -> Model:
+  """The corrections of one model beside the kernels of another.
+
+  A quantised base is only what was trained on: it has lost digits that the files still hold, so what is saved are the
+  weights of the files with the corrections.
 
   Args:
     model: from :func:`add_lora`; left as it was.
-    into: the model it was made of, whose kernels are taken for W: those of a quantised base have lost digits that
-      the files still hold. By default the base itself.
-
-  Raises:
-    ValueError: a quantised base and no ``into``.
+    base: the model it was made of; its values may be left in the files (``abstract`` of
+      :func:`radit_jax.models.pretrained.load_generator`).
   """
-  merged = frozen(model if into is None else into)
+  out = frozen(base)
   for name, kernel in _kernels(model).items():
     if isinstance(kernel, LoraKernel):
-      base = kernel.base if into is None else getattr(body_of(into).layers, name)
-      if isinstance(base, QuantizedKernel):
-        raise ValueError(f"{name}: a quantised base cannot take a correction; give the model of the files as `into`")
-      # A and B by way of the host: `into` may lie on other devices than what was trained.
-      w = _merged(base[...], gather(kernel.a[...]), gather(kernel.b[...]), kernel.scale)
-      setattr(body_of(merged).layers, name, Frozen(w, logical_axes=base.logical_axes))
-    elif into is None and isinstance(kernel, QuantizedKernel):
-      raise ValueError(f"{name}: the base is quantised; give the model of the files as `into`")
-  return _replaced(merged, Frozen, nnx.Param)
+      w = getattr(body_of(out).layers, name)
+      setattr(body_of(out).layers, name, LoraKernel(w, kernel.a, kernel.b, kernel.scale))
+  return out
 
 
 def quantize_base(model: Model, form: QuantizedFormat) -> Model:
@@ -138,13 +131,3 @@ def _targets(model: nnx.Module, wanted: tuple[str, ...]) -> tuple[str, ...]:
     if target not in there:
       raise UserError(f"lora.targets: {target!r} is none of {', '.join(there)}")
   return wanted or there
-
-
-@jax.jit
-def _merged(w: Array, a: Array, b: Array, scale: float) -> Array:
-  def one_layer(parts: tuple[Array, Array, Array]) -> Array:
-    w, a, b = parts
-    product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-    return (w.astype(jnp.float32) + scale * product).astype(w.dtype)
-
-  return jax.lax.map(one_layer, (w, a, b))  # layer by layer: one layer at a time in float32

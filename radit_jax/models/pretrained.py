@@ -73,7 +73,8 @@ def load_generator(
     forward_only: the model is only read, and its matrices take the computation type where that is narrower: they are
       cast to it in any case where they are used. Of float32 files in bfloat16 that is half of the memory, and half of
       what every decoded token reads. Norms and biases keep their type.
-    abstract: everything is checked, the files by their headers, and the parameters are shapes without values.
+    abstract: everything is checked, the files by their headers, and the parameters stay in the files. Such a model
+      computes nothing; saved, it is copied from file to file, one tensor at a time.
 
   Raises:
     UserError: another architecture, a feature that is not supported, tensors missing, unknown or misshapen; heads or
@@ -247,7 +248,8 @@ def save_generator(
   """Writes a Hugging Face directory, whole or not at all. Of several processes, all must call it.
 
   Args:
-    generator: the model. One that was loaded keeps its own `config.json` and `generation_config.json`.
+    generator: the model. One that was loaded keeps its own `config.json` and `generation_config.json`. Corrections of
+      :func:`radit_jax.models.lora.add_lora` are merged into what is written.
     tokenizer: its tokenizer.
     path: the directory.
     dtype: type of the weights in the files; None for the parameters' own.
@@ -280,7 +282,7 @@ def save_encoder(
   """Writes a sentence-transformers directory, whole or not at all. Of several processes, all must call it.
 
   Args:
-    encoder: the encoder. One that was loaded keeps its own `config.json`.
+    encoder: the encoder. One that was loaded keeps its own `config.json`. Corrections are merged, as a generator's.
     tokenizer: its tokenizer.
     path: the directory.
     score_temperature: of the retriever it belongs to, kept in `radit.json`; by default what its normalisation implies.

@@ -22,7 +22,7 @@ from radit_jax.errors import UserError
 from radit_jax.models.attention import AttentionChoice, attention_choice
 from radit_jax.models.bert import Bert, BertConfig
 from radit_jax.models.decoder import Decoder, DecoderConfig
-from radit_jax.models.lora import add_lora, body_of, merge_lora, quantize_base
+from radit_jax.models.lora import add_lora, body_of, quantize_base, rebased
 from radit_jax.models.peft_files import fused_targets, save_adapter
 from radit_jax.plan.chips import peak_flops
 from radit_jax.plan.flops import ADAPTED, TRAINED
@@ -42,9 +42,9 @@ TuningVerb = TrainGeneratorConfig | TrainRetrieverConfig
 
 
 class Load(Protocol):
-  """Reads a verb's model from its files, onto a mesh or the default device, in one type or that of the files."""
+  """Reads a verb's model, onto a mesh or the default device, in one type or that of the files; or leaves it in them."""
 
-  def __call__(self, *, mesh: Mesh | None, param_dtype: str | None) -> Any: ...
+  def __call__(self, *, mesh: Mesh | None, param_dtype: str | None, abstract: bool = False) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,12 +302,12 @@ def check_lora(config: DecoderConfig | BertConfig, lora: LoraConfig) -> None:
 
 
 def export_tuned(model: Any, load: Load, config: TuningVerb, *, base: str) -> Any:
-  """The plain model to export; the corrections alone are written to ``adapter/`` in the work directory if PEFT can hold
-  them.
+  """The model to save, which merges its corrections; they alone are written to ``adapter/`` in the work directory if
+  PEFT can hold them.
 
   Args:
     model: what training left.
-    load: as in :func:`load_for_tuning`; a quantised base is merged into the weights of the files.
+    load: as in :func:`load_for_tuning`; what corrected a quantised base is merged into the weights of the files.
     config: of the verb.
     base: name of the model that was adapted.
   """
@@ -316,9 +316,8 @@ def export_tuned(model: Any, load: Load, config: TuningVerb, *, base: str) -> An
   if not fused_targets(model):
     save_adapter(model, files.location(config.workdir) / "adapter", base=base)
   if config.lora.base == "float":
-    return merge_lora(model)
-  with jax.default_device(_host()):
-    return merge_lora(model, into=load(mesh=None, param_dtype=None))
+    return model
+  return rebased(model, load(mesh=None, param_dtype=None, abstract=True))
 
 
 def _attention(model: Any) -> AttentionChoice:
