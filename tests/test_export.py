@@ -5,8 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+import safetensors.torch
 import sentence_transformers
 import torch
 import transformers
@@ -14,6 +16,7 @@ import yaml
 
 from radit_jax import config as c
 from radit_jax.errors import UserError
+from radit_jax.models import safetensors_files
 from radit_jax.models.pretrained import fingerprint, load_encoder, load_generator, load_tokenizer
 from radit_jax.retrieval.embed import embed_queries
 from radit_jax.verbs.ask import ask
@@ -208,6 +211,32 @@ def test_weights_in_half_the_bytes(ran, tmp_path):
   assert half.embedding[...].dtype == "bfloat16"
   np.testing.assert_array_equal(half.embedding[...], full.embedding[...].astype("bfloat16"))
   assert json.loads((tmp_path / "out" / "generator" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16", "float16"])
+def test_files_are_those_of_safetensors_itself(ran, tmp_path, dtype):
+  export(c.ExportConfig(run=f"{ran}/run", out=str(tmp_path / "out"), dtype=dtype))
+  for made_by, name in (("train_generator", "generator"), ("train_retriever", "query_encoder")):
+    tuned = safetensors.torch.load_file(f"{ran}/run/{made_by}/{name}/model.safetensors")
+    wanted = tuned if dtype == "keep" else {n: t.to(getattr(torch, dtype)) for n, t in tuned.items()}
+    safetensors.torch.save_file(wanted, tmp_path / "twin", metadata={"format": "pt"})
+    assert (tmp_path / "out" / name / "model.safetensors").read_bytes() == (tmp_path / "twin").read_bytes()
+
+
+def test_an_export_puts_nothing_on_a_device(ran, tmp_path, monkeypatch):
+  """What was tuned may be larger than any one device: tensors go from file to file."""
+  before, seen = len(jax.live_arrays()), []
+  write = safetensors_files.write_file
+
+  def spy(file, tensors, **options):
+    seen.append(len(jax.live_arrays()))
+    write(file, tensors, **options)
+    seen.append(len(jax.live_arrays()))
+
+  monkeypatch.setattr(safetensors_files, "write_file", spy)
+  export(c.ExportConfig(run=f"{ran}/run", out=str(tmp_path / "out"), dtype="bfloat16"))
+  assert len(seen) == 4
+  assert max(seen) <= before
 
 
 def test_what_cannot_be_exported_is_one_line(ran, parts, tmp_path):

@@ -86,13 +86,15 @@ def _generator(config: ExportConfig, source: pathlib.Path, target: pathlib.Path,
   recipe = cards.read_recipe(source)
   beside = cards.generator_files(recipe, table, config.data_licence)
   dtype = None if config.dtype == "keep" else config.dtype
-  save_generator(load_generator(source), load_tokenizer(source), target, dtype=dtype, beside=beside)
+  # Left in the files: nothing is computed, and float32 masters of 7B (25 GiB) would not fit one chip.
+  generator = load_generator(source, abstract=True)
+  save_generator(generator, load_tokenizer(source), target, dtype=dtype, beside=beside)
 
 
 def _encoder(config: ExportConfig, source: pathlib.Path, target: pathlib.Path, table: str) -> None:
   recipe = cards.read_recipe(source)
   save_encoder(
-    load_encoder(source),
+    load_encoder(source, abstract=True),
     load_tokenizer(source),
     target,
     score_temperature=encoder_temperature(source),
