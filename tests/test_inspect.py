@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from radit_jax.config import InspectConfig, PromptConfig
+from radit_jax.config import InspectConfig, MeshConfig, PromptConfig
 from radit_jax.data.batches import parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore, write_passages
 from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedStore, write_retrieved, write_scores
@@ -24,6 +25,7 @@ from radit_jax.models.decoder import Decoder, DecoderConfig
 from radit_jax.models.pretrained import load_generator, load_tokenizer, save_generator
 from radit_jax.parallel_context import LSRBatch, answer_log_likelihoods
 from radit_jax.training.step import PairBatch
+from radit_jax.verbs import inspect as verb
 from radit_jax.verbs.inspect import describe_batch, inspect
 
 WORDS = ["Background:", "Q:", "Question:", "A:", "Answer:", "who", "is", "?", *(f"n{i}" for i in range(20))]
@@ -126,6 +128,22 @@ def test_ranking_computes_the_scores_it_is_not_given(files):
   b = ids.index("q0")
   np.testing.assert_allclose([p["log_likelihood"] for p in data["passages"]], want.log_likelihood[b], rtol=1e-5)
   assert [p["num_tokens"] for p in data["passages"]] == want.num_tokens[b].tolist()
+
+
+def test_ranking_over_a_mesh_is_the_same(files, monkeypatch):
+  """A generator that no single device could hold lies over all of them."""
+  alone = inspect(config(files, "ranking", mesh=MeshConfig(data=8))).data["passages"]
+  loaded = []
+
+  def load(*args, **kwargs):
+    loaded.append(load_generator(*args, **kwargs))
+    return loaded[0]
+
+  monkeypatch.setattr(verb, "load_generator", load)
+  spread = inspect(config(files, "ranking", mesh=MeshConfig(data=1, fsdp=8))).data["passages"]
+  for name in ("log_likelihood", "p_lsr"):
+    np.testing.assert_allclose([p[name] for p in spread], [p[name] for p in alone], rtol=1e-5)
+  assert loaded[0].layers.q_kernel[...].sharding.spec == PartitionSpec(None, "fsdp")
 
 
 def test_example_shows_segments_ids_answer_and_what_was_cut(files):

@@ -6,6 +6,7 @@ from typing import Literal
 from radit_jax.config.shared import (
   CorpusFormat,
   EmbeddingOptions,
+  MeshConfig,
   OnError,
   PromptConfig,
   QuestionFormat,
@@ -121,6 +122,7 @@ class InspectConfig:
     lm_temperature: the τ of eq. 4.
     score: as in `train-retriever`.
     prompt: how rows are rendered.
+    mesh: devices, where "ranking" computes scores.
     seed: draw of the prompt markers and of the batch.
     json: print JSON in place of text.
   """
@@ -136,6 +138,7 @@ class InspectConfig:
   lm_temperature: float = 0.01
   score: TargetScore = "token_prob"
   prompt: PromptConfig = PromptConfig()
+  mesh: MeshConfig = MeshConfig()
   seed: int = 0
   json: bool = False
 

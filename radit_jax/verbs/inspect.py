@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from radit_jax import files, losses
+from radit_jax import files, losses, sharding
 from radit_jax.config import InspectConfig
 from radit_jax.data.batches import own_request, parallel_context_batches, row_lengths
 from radit_jax.data.corpus import PassageStore, version_of
@@ -303,13 +303,18 @@ def _add_ranking(
     likelihoods, num_tokens = jnp.asarray(teacher.log_likelihood[places]), jnp.asarray(teacher.num_tokens[places])
     data["teacher"] = store.manifest["generator"]
   else:
+    mesh = sharding.make_mesh(config.mesh)
+    generator = load_generator(config.generator, mesh=mesh)
+    absent = sharding.round_up_rows(len(rendered), mesh) - len(rendered)
+    multiple = row_multiple(jax.default_backend())
     batch = rows_to_batch(
-      [rendered],
-      num_tokens=max(len(r.tokens) for r in rendered),
+      [[row] for row in [*rendered, *[None] * absent]],  # a passage an example: devices share them, however few
+      num_tokens=-(-max(len(r.tokens) for r in rendered) // multiple) * multiple,
       num_answer_tokens=max(len(r.answer_tokens) for r in rendered),
     )
-    out = jax.jit(answer_log_likelihoods)(load_generator(config.generator), batch)
-    likelihoods, num_tokens = out.log_likelihood[0], out.num_tokens[0]
+    with jax.set_mesh(mesh):
+      out = sharding.gather(jax.jit(answer_log_likelihoods)(generator, sharding.place_rows(batch, mesh)))
+    likelihoods, num_tokens = (jnp.asarray(x[: len(rendered), 0]) for x in (out.log_likelihood, out.num_tokens))
     data["teacher"] = fingerprint(config.generator)
   scores, temperature = jnp.asarray(example.scores[places]), retrieved.manifest["score_temperature"]
   log_p = losses.retriever_log_probs(scores, temperature=temperature)
