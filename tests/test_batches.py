@@ -1,6 +1,7 @@
 """Rows as arrays, streams by step number, and what the hosts of a run see."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -29,6 +30,7 @@ from radit_jax.data.examples import (
   write_scores,
 )
 from radit_jax.data.plan import RunPlan, plan_in_order
+from radit_jax.data.prefixes import prompt_table
 from radit_jax.data.prompts import Prompt
 from radit_jax.data.sources import Passage
 from radit_jax.errors import UserError
@@ -254,8 +256,13 @@ def test_closed_book_batches_have_one_row_an_example(world):
 
 def test_an_answer_too_long_names_its_question(world):
   prompt = Prompt(tokenizer(), PromptConfig(max_tokens=128, max_passage_tokens=40, max_answer_tokens=4))
-  with pytest.raises(UserError, match=r"question 'q4': answer 'n4 n4 n4 n4 n4' has 5 tokens"):
-    row_lengths(world.retrieved, world.passages, prompt, k=K, with_passages=True)
+  said = (
+    r"question 'q4': answer 'n4 n4 n4 n4 n4' has 5 tokens, --prompt.max-answer-tokens is 4; 2 of 13 examples "
+    r"have such answers, the longest has 5 tokens; --prompt.max-answer-tokens 5 takes all$"
+  )
+  for measure in (functools.partial(row_lengths, with_passages=True), prompt_table):
+    with pytest.raises(UserError, match=said):
+      measure(world.retrieved, world.passages, prompt, k=K)
 
 
 def test_another_passage_store_and_a_larger_k_are_refused(world, tmp_path):

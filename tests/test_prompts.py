@@ -238,7 +238,7 @@ def test_passage_is_cut_whatever_the_question_is_and_then_the_question_from_its_
 
 def test_an_answer_too_long_is_refused_and_named():
   prompt = Prompt(byte_level(), config(max_answer_tokens=4))
-  with pytest.raises(UserError, match=r"'Orlen Orlen Orlen.*tokens, prompt.max_answer_tokens is 4"):
+  with pytest.raises(UserError, match=r"'Orlen Orlen Orlen.*tokens, --prompt.max-answer-tokens is 4"):
     prompt.render(QUESTION, PASSAGE, "Orlen " * 9)
 
 

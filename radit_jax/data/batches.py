@@ -14,7 +14,7 @@ from radit_jax.data.examples import PassageScores, RetrievedExample, RetrievedSt
 from radit_jax.data.groups import Prefixes, halves, whole
 from radit_jax.data.packing import PackedBatch
 from radit_jax.data.plan import PlannedBatch
-from radit_jax.data.prompts import Prompt, Rendered, Request
+from radit_jax.data.prompts import AnswerTooLong, Prompt, Rendered, Request
 from radit_jax.data.rows import packed_to_batch, rows_to_batch, text_to_batch
 from radit_jax.data.sources import Passage
 from radit_jax.data.templates import Markers, markers_of
@@ -100,7 +100,7 @@ def row_lengths(
   for start in own[::_MEASURED_AT_ONCE]:
     examples = retrieved.many(range(start, min(start + _MEASURED_AT_ONCE, own.stop)))
     requests = _requests(examples, passages, k, with_passages, seed=None)
-    lengths = with_names(prompt.measure, requests, examples, retrieved)
+    lengths = with_names(prompt, prompt.measure, requests, examples, retrieved)
     real = [[request is not None for request in rows] for rows in requests]
     b, j = np.nonzero(np.array(real, bool))
     each[start + b, j] = lengths.tokens
@@ -115,21 +115,44 @@ def row_lengths(
 
 
 def with_names(
+  prompt: Prompt,
   make: Callable[[list[Request]], T],
   requests: Sequence[Sequence[Request | None]],
   examples: Sequence[RetrievedExample],
   retrieved: RetrievedStore,
 ) -> T:
-  """``make`` of all requests at once, those of absent passages left out; an error names the example it is about."""
+  """``make`` of all requests at once, those of absent passages left out; an error names the example it is about.
+
+  An answer that is too long is told with how many there are, and with the limit that takes them all.
+  """
   try:
     return make([request for rows in requests for request in rows if request is not None])
   except UserError:
     for example, rows in zip(examples, requests, strict=True):
       try:
         make([request for request in rows if request is not None])
+      except AnswerTooLong as e:
+        raise UserError(
+          f"{retrieved.path}: question {example.id!r}: {e.what}; {_too_long(prompt, retrieved)}"
+        ) from None
       except UserError as e:
         raise UserError(f"{retrieved.path}: question {example.id!r}: {e}") from None
     raise
+
+
+def _too_long(prompt: Prompt, retrieved: RetrievedStore) -> str:
+  """How many answers of a store are too long, and what to do. A pass of its own, over answers alone, and at an end."""
+  longest = count = 0
+  for start in range(0, len(retrieved), _MEASURED_AT_ONCE):
+    examples = retrieved.many(range(start, min(start + _MEASURED_AT_ONCE, len(retrieved))))
+    answers = [e.answers[0] for e in examples if e.searched or e.context is not None]  # a plain text has no limit
+    tokens = prompt.answer_tokens(answers)
+    count += int(np.count_nonzero(tokens > prompt.config.max_answer_tokens))
+    longest = max(longest, int(tokens.max(initial=0)))
+  return (
+    f"{count} of {len(retrieved)} examples have such answers, the longest has {longest} tokens; "
+    f"--prompt.max-answer-tokens {longest} takes all"
+  )
 
 
 def parallel_context_batches(

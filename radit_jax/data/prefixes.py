@@ -199,5 +199,5 @@ def _rendered(
   retrieved: RetrievedStore, examples: Sequence[RetrievedExample], passages: PassageStore, prompt: Prompt, k: int
 ) -> list[list[Rendered | None]]:
   requests = contexts_of(examples, passages, k)
-  out = iter(with_names(prompt.render_many, requests, examples, retrieved))
+  out = iter(with_names(prompt, prompt.render_many, requests, examples, retrieved))
   return [[None if request is None else next(out) for request in rows] for rows in requests]

@@ -118,6 +118,18 @@ class _Layout:
   fixed_tokens: int
 
 
+class AnswerTooLong(UserError):
+  """An answer for which a prompt has no room.
+
+  Attributes:
+    what: which one and by how much, without what to do about it.
+  """
+
+  def __init__(self, what: str):
+    super().__init__(f"{what}; raise the limit or leave the example out")
+    self.what = what
+
+
 class Prompt:
   """Renders questions, passages and answers as token ids.
 
@@ -270,9 +282,21 @@ class Prompt:
     """Refuses an answer that is too long, whatever question, passage and markers stand before it.
 
     Raises:
-      UserError: more tokens than ``max_answer_tokens``.
+      AnswerTooLong: more tokens than ``max_answer_tokens``.
     """
     self.measure([("?", None, answer, None), ("?", Passage("", "", "."), answer, None)])
+
+  def answer_tokens(self, answers: Sequence[str]) -> Int[np.ndarray, "n"]:
+    """The limit under which each answer would be accepted, whatever question, passage and markers stand before it."""
+    texts = [answer.strip() for answer in answers]
+    ends = {(layout.parts[-1][1], len(layout.end)) for layout in self._layouts.values()}
+    ids = self._slots.ids((seam, text) for seam, _ in ends if isinstance(seam, Seam) for text in texts)
+
+    def needed(text: str) -> int:
+      own = ((ids[seam, text], end) for seam, end in ends if isinstance(seam, Seam))
+      return max(len(tokens) - shared + end - 1 for (tokens, shared), end in own)
+
+    return np.array([needed(text) for text in texts], np.int64)
 
   def render(
     self, question: str, passage: Passage | None, answer: str | None, *, marker_seed: tuple[Any, ...] | None = None
@@ -292,7 +316,7 @@ class Prompt:
       One row per request, in order.
 
     Raises:
-      UserError: an answer is longer than ``max_answer_tokens``.
+      AnswerTooLong: an answer is longer than ``max_answer_tokens``.
     """
     layouts = [self._pick(request) for request in requests]
     asked = [(layout, r) for layout, r in zip(layouts, requests, strict=True) if r[0] is not None]
@@ -340,7 +364,7 @@ class Prompt:
       requests: as for :meth:`render_many`; marker seeds are not looked at.
 
     Raises:
-      UserError: an answer is longer than ``max_answer_tokens``.
+      AnswerTooLong: an answer is longer than ``max_answer_tokens``.
     """
     tokens, answers, passages, questions, begin_tokens, keys = np.zeros((6, len(requests)), np.int64)
     out = Lengths(tokens, answers, passages, questions, Prefixes(begin_tokens, keys))
@@ -427,9 +451,9 @@ class Prompt:
     if answer is not None:
       own, shared = slots["answer"]
       if len(own) - shared + len(layout.end) > config.max_answer_tokens + 1:
-        raise UserError(
-          f"answer {_shorten(answer)!r} has {len(own) - shared + len(layout.end) - 1} tokens, prompt.max_answer_tokens "
-          f"is {config.max_answer_tokens}; raise the limit or leave the example out"
+        raise AnswerTooLong(
+          f"answer {_shorten(answer)!r} has {len(own) - shared + len(layout.end) - 1} tokens, "
+          f"--prompt.max-answer-tokens is {config.max_answer_tokens}"
         )
     segments = _joined(layout.parts[:-1], slots)
     start = end = sum(len(s) for _, s in segments)
