@@ -72,6 +72,8 @@ LEADING = {
   },
   **{"checkpoints": "run", "doctor": "run"},
 }
+#: Likeness (0 to 1) from which on a name may be what was meant, as in :func:`difflib.get_close_matches`.
+_NEAR = 0.6
 #: A path that cannot be read or written as asked is named in one line: its traceback would say nothing more.
 _PATH_ERRORS = {
   *(errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
@@ -119,9 +121,11 @@ def _run(args: list[str]) -> None:
     raise SystemExit(0 if args else 2)
   verb = args[0].replace("_", "-")
   if verb not in VERBS:
-    raise UserError(f"no verb {args[0]!r}; {_nearest(verb, VERBS)}")
+    raise UserError(f"no verb {args[0]!r}{_nearest(verb, VERBS)} (radit --help shows them)")
   module, function, _ = _entry(verb, args[1:])
   config = parse(verb, args[1:])
+  if os.path.isfile(workdir := getattr(config, "workdir", "")):
+    raise UserError(f"{workdir}: is a file; --workdir must be a directory")
   options = {"mix": read_mix(config.mix)} if getattr(config, "mix", None) else {}
   display.quiet_libraries()
   if verb in TOGETHER:
@@ -189,7 +193,10 @@ def _first_line(config: type) -> str:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-  """The known name most like ``name``; any tail of a dotted one may be meant (--batch-size: --loop.batch-size)."""
+  """Names the known one most like ``name``, or says nothing where none is like it.
+
+  Any tail of a dotted one may be meant (--batch-size: --loop.batch-size).
+  """
 
   def likeness(known: str) -> float:
     parts = known.lstrip("-").split(".")
@@ -197,7 +204,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return max(difflib.SequenceMatcher(None, name.lstrip("-"), tail).ratio() for tail in tails)
 
   near = max(names, key=likeness, default=None)
-  return "there are none" if near is None else f"the nearest is {near!r}"
+  return "" if near is None or likeness(near) < _NEAR else f"; the nearest is {near!r}"
 
 
 # Parsing.
@@ -249,7 +256,9 @@ def parse(verb: str, args: Sequence[str]) -> Any:
     if e.code in (0, None):
       raise
     refused = _chained(e, UserError)
-    raise UserError(str(refused) if refused else _unboxed(printed.getvalue(), f"radit {verb} --help")) from None
+    if refused:
+      raise UserError(_with_option(str(refused), cls, args)) from None
+    raise UserError(_unboxed(printed.getvalue(), f"radit {verb} --help")) from None
 
 
 def _chained(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
@@ -259,16 +268,64 @@ def _chained(error: BaseException | None, kind: type[BaseException]) -> BaseExce
   return error
 
 
+def _with_option(message: str, cls: type, args: Sequence[str]) -> str:
+  """A config's word on one of its fields, with the option in the field's place.
+
+  Of one that stands in several places (the optimizer of each tuning) the option is the one that was given. Where that
+  is not clear the message stays as it is.
+
+  Example:
+    >>> _with_option("LoopConfig.steps = 0: must be at least 1", configs.TrainGeneratorConfig, ())
+    '--loop.steps 0: must be at least 1'
+  """
+  found = re.match(r"(\w+)\.([a-z]\w*(?:\.\w+)*)(?: =)?(?=[ :])", message)
+  if not found:
+    return message
+  field = found[2].replace("_", "-")
+  prefixes = tuple(_prefixes(cls, found[1]))
+  known = [option for option in option_names(cls) if option.startswith(prefixes)]
+  options = [option for option in known if option in [prefix + field for prefix in prefixes]]
+  options = options or [option for option in known if option.endswith(f".{field}")]  # loop.select of either tuning
+  if len(options) > 1:
+    given = {arg.partition("=")[0].replace("_", "-") for arg in args}
+    options = [option for option in options if option in given]
+  return options[0] + message[found.end() :] if len(options) == 1 else message
+
+
+def _prefixes(cls: type, name: str, prefix: str = "--") -> Iterator[str]:
+  """What the options of the config class called ``name`` begin with, in each place that it has inside ``cls``."""
+  if cls.__name__ == name:
+    yield prefix
+  hints = typing.get_type_hints(cls)
+  for field in dataclasses.fields(cls):
+    if dataclasses.is_dataclass(hints[field.name]):
+      below = f"{prefix}{field.name.replace('_', '-')}."
+      yield from _prefixes(typing.cast(type, hints[field.name]), name, below)
+
+
+#: What Python says of a text that is no number, and what it must be.
+_NO_NUMBER = (
+  (r"invalid literal for int\(\) with base 10: '(.*?)'", "a whole number"),
+  (r"could not convert string to float: '(.*?)'", "a number"),
+)
+
+
 def _unboxed(text: str, help_command: str) -> str:
   """First section of tyro's box, without frame, option descriptions (indented deeper) and line breaks."""
-  rows = [line.strip("│╭╮╰╯") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]]
-  section = []
+  rows = [line.strip("│╭╮╰╯|+") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[1:]]
+  section: list[str] = []
   for row in rows:
-    if row.strip().startswith("──"):
-      break
+    if row.strip().startswith(("──", "-----")):  # the latter where the locale has no such characters
+      if section:
+        break
+      continue
     if not row.startswith("        "):
       section.append(row.strip())
   message = " ".join(section).removesuffix(".") or "wrong call"
+  option = re.match(r"Error parsing (--[\w.-]+):", message)
+  for pattern, kind in _NO_NUMBER if option else ():
+    if option and (found := re.search(pattern, message)):
+      message = f"{option[1]} {found[1]}: must be {kind}"
   return f"{message} ({help_command} shows the options)"
 
 
@@ -307,7 +364,7 @@ def _check_options(verb: str, cls: type, args: Sequence[str]) -> None:
     named = re.match(r"--?[A-Za-z][\w.-]*(?==|$)", arg)
     if named and named[0].replace("_", "-") not in known:
       raise UserError(
-        f"radit {verb} has no option {named[0]}; {_nearest(named[0], known)} (radit {verb} --help shows the options)"
+        f"radit {verb} has no option {named[0]}{_nearest(named[0], known)} (radit {verb} --help shows the options)"
       )
 
 
@@ -356,7 +413,7 @@ def _run_file(option: str, name: str, directory: pathlib.Path, shipped: list[str
   if not path.suffix and path.name == name:
     path = directory / f"{name}.py"
     if not path.is_file():
-      raise UserError(f"{option} {name}: no such name; {_nearest(name, shipped)} (or give a path to a .py)")
+      raise UserError(f"{option} {name}: no such name{_nearest(name, shipped)} (or give a path to a .py)")
   if not path.is_file():
     raise UserError(f"{option} {path}: no such file")
   try:
@@ -406,7 +463,7 @@ def _preset_defaults(preset: str, verb: str, cls: type) -> Any:
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for name in values:
     if name not in fields:
-      raise UserError(f"{path}: {cls.__name__} has no field {name!r}; {_nearest(name, fields)}")
+      raise UserError(f"{path}: {cls.__name__} has no field {name!r}{_nearest(name, fields)}")
   default: Any = object.__new__(cls)
   for name, field in fields.items():
     open_value = tyro.MISSING if field.default is dataclasses.MISSING else field.default

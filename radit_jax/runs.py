@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -99,8 +100,13 @@ def difference(stored: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, str
     for name in [*now, *(n for n in before if n not in now)]:
       free = name in FREE_NAMES or any(name == f or name.endswith("." + f) for f in FREE)
       if not free and before.get(name) != now.get(name):
-        return part, f"made with {name} = {before.get(name)!r}, this call has {now.get(name)!r}"
+        return part, f"made with {name} = {_short(before.get(name))}, this call has {_short(now.get(name))}"
   return None
+
+
+def _short(value: Any) -> str:
+  """A value as the message of a difference tells it: of a SHA-256 the first 12 digits."""
+  return repr(value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value)
 
 
 def check_same(path: str | os.PathLike[str], stored: dict[str, Any], wanted: dict[str, Any]) -> None:

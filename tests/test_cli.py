@@ -52,6 +52,7 @@ def verb(monkeypatch):
 
 ASK = ["ask", "who is it?", "--generator", "g", "--encoder", "e", "--index", "i", "--passages", "p"]
 RUN = ["run", "--workdir", "w", "--corpus", "c", "--questions", "q", "--generator", "g", "--encoder", "e"]
+TUNE = ["--workdir", "w", "--generator", "g", "--retrieved", "r", "--dev-retrieved", "d", "--passages", "p"]
 
 
 def one_line(capsys) -> str:
@@ -148,6 +149,8 @@ def test_overview_and_version(capsys):
   ("args", "parts"),
   [
     (["indx"], ["no verb 'indx'", "'index'"]),
+    (["frobnicate"], ["no verb 'frobnicate' (radit --help"]),
+    (["prepare", "--generator", "x"], ["no option --generator (radit prepare --help"]),
     ([*RUN, "--generator-tuning.loop.stepz", "5"], ["no option --generator-tuning.loop.stepz", "loop.steps'"]),
     ([*RUN, "--lop.steps=5"], ["no option --lop.steps", "loop.steps'"]),
     ([*RUN, "--batch-size", "3"], ["no option --batch-size", ".batch-size'"]),
@@ -155,7 +158,15 @@ def test_overview_and_version(capsys):
     (["quickstart", "extra"], ["extra"]),
     (["quickstart", "--seed"], ["--seed"]),
     (["quickstart", "--seed", "three"], ["--seed", "three"]),
-    (["quickstart", "--seed", "-1"], ["QuickstartConfig.seed = -1: must be at least 0"]),
+    (["quickstart", "--seed", "-1"], ["--seed -1: must be at least 0"]),
+    ([*RUN, "--k", "ten"], ["error: --k ten: must be a whole number ("]),
+    ([*RUN, "--dev-questions", "ten"], ["error: --dev-questions ten: must be a whole number ("]),
+    ([*RUN, "--lm-temperature", "ten"], ["error: --lm-temperature ten: must be a number ("]),
+    (["ask", " ", *ASK[2:]], ["error: --question is empty"]),
+    (["train-generator", *TUNE, "--optimizer.peak_lr=-1"], ["error: --optimizer.peak-lr -1.0: must be greater"]),
+    ([*RUN, "--generator-tuning.loop.steps=0"], ["error: --generator-tuning.loop.steps 0: must be at least 1"]),
+    ([*RUN, "--generator-tuning.loop.select=mrr"], ["error: --generator-tuning.loop.select 'mrr': must be one of"]),
+    ([*RUN, "--workdir", __file__], ["test_cli.py: is a file; --workdir must be a directory"]),
     ([*RUN, "--prompt.max-tokens", "9"], ["max_passage_tokens 256", "max_tokens 9"]),
     ([*RUN, "--backend", "faiss"], ["faiss", "--backend", "scann", "exact"]),
     (["run", "--workdir", "w"], ["--corpus", "--generator", "--encoder"]),

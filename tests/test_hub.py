@@ -363,7 +363,8 @@ def test_offline_the_cache_serves(model, tmp_path):
 
 def test_a_server_that_cannot_be_reached(model, tmp_path):
   down = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-  assert re.match(f"{REPO}: http://127.0.0.1:9 cannot be reached.*refused", refusal(model, tmp_path, REPO, **down))
+  said = f"{REPO}: no such directory here, and http://127.0.0.1:9 cannot be reached.*refused"
+  assert re.match(said, refusal(model, tmp_path, REPO, **down))
   first = ask(model, tmp_path, REPO)
   assert ask(model, tmp_path, REPO, **down) == first
 

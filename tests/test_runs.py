@@ -31,6 +31,7 @@ def test_the_same_recipe_continues_wherever_its_inputs_lie(tmp_path):
     (recipe(k=4), r"k = 3, this call has 4"),
     (recipe(loop=LoopConfig(steps=5, batch_size=8)), r"loop.batch_size = 64, this call has 8"),
     (recipe({**INPUTS, "generator": "9"}), r"generator = '1', this call has '9'"),
+    (recipe({**INPUTS, "generator": "c0ffee" + 58 * "0"}), r"generator = '1', this call has 'c0ffee000000';"),
   ],
 )
 def test_another_recipe_is_refused(tmp_path, changed, message):

@@ -741,6 +741,15 @@ def test_an_answer_the_generator_has_no_room_for(parts, tmp_path, on_error):
     assert "questions.jsonl:8: answer 'so it" in made.summary()
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(("name", "on_error"), [("corpus", "strict"), ("questions", "strict"), ("questions", "skip")])
+def test_a_squad_file_read_as_lines_is_told(parts, tmp_path, name, on_error, indent):
+  (tmp_path / "squad.json").write_text(json.dumps({"version": "1.1", "data": []}, indent=indent))
+  paths = {"corpus": parts["corpus"], "questions": parts["questions"], name: f"{tmp_path}/squad.json"}
+  with pytest.raises(UserError, match=rf'squad.json: one JSON object with "data".*; --{name}-format squad reads it$'):
+    prepare(c.PrepareConfig(workdir=str(tmp_path / "run"), on_error=on_error, **paths))
+
+
 def steps_of(workdir):
   lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
   return [x["step"] for x in lines if "loss" in x]

@@ -178,8 +178,8 @@ def _explained(error: Exception, repo: str, revision: str | None, shown: str) ->
     return f"{shown}: {constants.ENDPOINT} answered with status {status}; try again later"
   told = next((e for e in reversed(chain) if str(e)), error)
   return (
-    f"{shown}: {constants.ENDPOINT} cannot be reached, or the connection broke ({type(told).__name__}: "
-    f"{_first_line(told)}); call again to go on"
+    f"{shown}: no such directory here, and {constants.ENDPOINT} cannot be reached, or the connection "
+    f"broke ({type(told).__name__}: {_first_line(told)}); call again to go on"
   )
 
 

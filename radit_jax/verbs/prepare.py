@@ -1,10 +1,12 @@
 """`radit prepare`: a corpus and questions become a passage store and a split that is made once and kept."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from radit_jax.data.corpus.scan import Wanted
 from radit_jax.data.corpus.serialized import digest
 from radit_jax.data.policy import BadRecord, Skipped
 from radit_jax.data.prompts import Prompt
+from radit_jax.data.records import MAX_LINE_BYTES, read_json
 from radit_jax.data.sources import Example, read_examples
 from radit_jax.data.templates import instruct
 from radit_jax.errors import UserError
@@ -132,7 +135,8 @@ def _prepare(
     found = read_examples(
       config.questions, format=config.questions_format, on_error=config.on_error, skipped=skipped, check=check
     )
-    examples += found
+    with _squad_named(config.questions, config.questions_format, "--questions-format"):
+      examples += found
   build = Build(
     passages,
     config.corpus,
@@ -147,7 +151,8 @@ def _prepare(
     processes=config.processes,
   )
   try:
-    build.scan(progress)
+    with _squad_named(config.corpus, config.corpus_format, "--corpus-format"):
+      build.scan(progress)
     # Everything that can be wrong with the questions is found before anything is written.
     gold_documents = [_gold_documents(e, build, str(config.questions)) for e in examples]
     groups = [_group(e, config.split_by, gold, build.titles) for e, gold in zip(examples, gold_documents, strict=True)]
@@ -194,6 +199,25 @@ def _prepare(
       text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
       (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
     files.write_manifest(out, "split", {"recipe": wanted, "counts": counts})
+
+
+@contextlib.contextmanager
+def _squad_named(path: str, format: str, option: str) -> Iterator[None]:
+  """Tells of a file that cannot be read as lines of JSON where it is one of SQuAD's as a whole."""
+  try:
+    yield
+  except UserError:
+    file = pathlib.Path(path)
+    if format != "jsonl" or not file.is_file() or file.stat().st_size > MAX_LINE_BYTES:
+      raise
+    whole: Any = None
+    with contextlib.suppress(UserError):
+      whole = read_json(file)
+    if not isinstance(whole, dict) or not isinstance(whole.get("data"), list):
+      raise
+    raise UserError(
+      f'{path}: one JSON object with "data", as a SQuAD file is, and not one on each line; {option} squad reads it'
+    ) from None
 
 
 def fingerprint_path(path: str) -> str:
