@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 import shutil
 import sys
@@ -545,6 +546,23 @@ def test_ask_shows_the_passages_behind_the_answer(made, parts):
   assert len(result.passages) == 3
   assert [p[3] for p in result.passages] == sorted((p[3] for p in result.passages), reverse=True)
   assert sum(line.startswith(">") for line in result.summary().splitlines()) == 1
+
+
+def test_a_generator_asked_otherwise_than_tuned_is_told(made, parts, tmp_path, caplog, monkeypatch):
+  tuned = train_generator(generator_config(made, parts, tmp_path / "tuned")).generator
+  stores = {"generator": tuned, "passages": f"{made}/passages"}
+  found = {"encoder": parts["encoder"], "index": f"{made}/index"}
+  monkeypatch.setattr(logging.getLogger("radit_jax"), "propagate", True)  # the command line turns it off
+  asked = c.AskConfig(question="Where does person 3 live?", k=5, prompt=PROMPT, **stores, **found)
+  ask(asked)
+  ask(dataclasses.replace(asked, generator=parts["generator"], k=3))
+  assert not caplog.messages
+  ask(dataclasses.replace(asked, k=3, prompt=dataclasses.replace(PROMPT, max_tokens=80)))
+  said = f"{tuned}: asked with --k 3 --prompt.max-tokens 80, was tuned with --k 5 --prompt.max-tokens 96"
+  assert caplog.messages == [said]
+  test = f"{made}/retrieved/test"
+  evaluate(c.EvaluateConfig(retrieved=test, out=f"{tmp_path}/e.json", k=4, prompt=PROMPT, limit=2, **stores))
+  assert caplog.messages[1:] == [f"{tuned}: asked with --k 4, was tuned with --k 5"]
 
 
 def test_a_separate_passage_encoder_is_named_once_and_kept(made, parts, tmp_path):

@@ -19,6 +19,7 @@ from radit_jax.progress import Progress, silent
 from radit_jax.retrieval.embed import embed_queries
 from radit_jax.retrieval.index import load_index
 from radit_jax.sharding import make_mesh, round_up_rows
+from radit_jax.verbs import cards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ def ask(config: AskConfig, *, progress: Progress = silent) -> AskResult:
   # Both models are loaded before anything is computed, so that a wrong path is told at once.
   tokenizer = load_tokenizer(config.generator)
   prompt = Prompt(tokenizer, config.prompt, end_ids=load_end_ids(config.generator))
+  cards.warn_of_difference(config.generator, prompt, config.k)
   generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype, forward_only=True)
   prompt.check_positions(generator.config.max_positions)
   encoder = load_encoder(config.encoder, mesh=mesh, options=config.embedding)

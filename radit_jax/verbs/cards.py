@@ -2,13 +2,14 @@
 
 import importlib.resources
 import json
+import logging
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import radit_jax
-from radit_jax import runs
+from radit_jax import hosts, runs
 from radit_jax.config import TrainGeneratorConfig, TrainRetrieverConfig
 from radit_jax.data.examples import RetrievedStore
 from radit_jax.data.prompts import Prompt
@@ -16,6 +17,7 @@ from radit_jax.errors import UserError
 from radit_jax.models.hub import local_directory
 from radit_jax.models.sentence_files import RADIT, read_object
 
+log = logging.getLogger("radit_jax")
 #: Name and value of each figure of a card.
 Figures = Sequence[tuple[str, str]]
 NOT_STATED = "not stated"
@@ -199,6 +201,33 @@ def licence_of(root: pathlib.Path) -> dict[str, str]:
   if isinstance(said.get("license"), list):
     said["license"] = ", ".join(map(str, said["license"]))
   return {key: said[key] for key in ("license", "license_name", "license_link") if isinstance(said.get(key), str)}
+
+
+def warn_of_difference(generator: str, prompt: Prompt, k: int | None) -> None:
+  """Says in one line where a tuned generator is asked otherwise than it was tuned. It may be meant.
+
+  Args:
+    generator: directory or id; without a recipe, as of a base model, nothing is known of it.
+    prompt: that it is asked with.
+    k: passages mixed; None where the passages retrieved are not what it is asked with.
+  """
+  file = local_directory(generator) / RADIT
+  recipe = read_object(file) if file.exists() else {}
+  tuned = recipe.get("prompt") if recipe.get("kind") == "generator" else None
+  if not isinstance(tuned, dict) or not hosts.is_first():
+    return
+  own = prompt.recipe()
+  pairs = {"--prompt.style": (own["style"], tuned.get("style"))}
+  for name, limit in own["limits"].items():
+    pairs[f"--prompt.{name.replace('_', '-')}"] = limit, tuned.get("limits", {}).get(name)
+  differ = {option: pair for option, pair in pairs.items() if pair[0] != pair[1]}
+  if not differ and own["hash"] != tuned.get("hash"):  # template or tokenizer
+    differ = {"prompt": (own["hash"][:12], str(tuned.get("hash"))[:12])}
+  if k is not None and k != recipe.get("k"):
+    differ = {"--k": (k, recipe.get("k")), **differ}
+  if differ:
+    here, before = (" ".join(f"{option} {pair[i]}" for option, pair in differ.items()) for i in (0, 1))
+    log.warning("%s: asked with %s, was tuned with %s", generator, here, before)
 
 
 def read_recipe(directory: pathlib.Path) -> dict[str, Any]:

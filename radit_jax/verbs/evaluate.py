@@ -20,6 +20,7 @@ from radit_jax.inference.answer import Answer, Query, answer_questions
 from radit_jax.models.pretrained import fingerprint, load_end_ids, load_generator, load_tokenizer
 from radit_jax.progress import Progress, silent
 from radit_jax.sharding import make_mesh
+from radit_jax.verbs import cards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
     return EvaluateResult(**{**stored["result"], "exact_match_ci": tuple(stored["result"]["exact_match_ci"])})
 
   mesh = make_mesh(config.mesh)
+  cards.warn_of_difference(config.generator, prompt, config.k if config.mode == "retrieval" else None)
   generator = load_generator(config.generator, mesh=mesh, dtype=config.dtype, forward_only=True)
   prompt.check_positions(generator.config.max_positions)
   examples = [retrieved[i] for i in sample(len(retrieved), config.limit, config.seed)]
