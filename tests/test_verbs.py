@@ -654,12 +654,21 @@ def test_line_separators_of_unicode_stay_in_a_question(tmp_path):
 
 @pytest.mark.parametrize(("tune", "rows"), [("generator", ["lm_ft"]), ("retriever", ["r_ft"])])
 def test_run_of_one_tuning_leaves_the_other_rows_empty(parts, tmp_path, tune, rows):
-  cfg = run_config(parts, tmp_path / "run", k=3, tune=tune, redact=True)
-  report = run(cfg).report
+  lines = [{**q, "answers": ["so it was " * 40]} if q["id"] == "q7" else q for q in questions()]
+  asked = {"questions": write_lines(tmp_path / "questions.jsonl", lines), "on_error": "skip"}
+  cfg = run_config(parts, tmp_path / "run", k=3, tune=tune, redact=True, **asked)
+  result = run(cfg)
+  report = result.report
   assert [n for n, row in report["rows"].items() if row["n"]] == ["closed_book", "base", *rows]
+  left_out = f"1 left out: an answer of more than {PROMPT.max_answer_tokens} tokens"
+  assert report["left_out"] == [left_out]
+  assert left_out in (tmp_path / "run/report.html").read_text()
+  assert f"\n{left_out}\n" in result.summary()
+  assert "--question ... --prompt" in result.summary()
   # Continued without the option, it keeps the answers, which have no texts to show.
   again = run(dataclasses.replace(cfg, redact=False)).report
   assert (again["rows"], again["examples"]) == (report["rows"], [])
+  assert "questions.jsonl:8: answer 'so it was" in again["left_out"][1]
 
 
 def test_run_makes_the_report_and_restarts(parts, tmp_path):
@@ -672,6 +681,7 @@ def test_run_makes_the_report_and_restarts(parts, tmp_path):
     assert {"answer_log_likelihood", "n"} <= set(row)
   assert {"seed", "wall_s", "peak_memory_bytes"} <= set(report)
   assert "RA-DIT" in first.summary()
+  assert f"--question '{report['examples'][0]['question']}'" in first.summary()
   # A stage that is removed is made again, the others are kept.
   kept = (tmp_path / "run/train_generator/generator/model.safetensors").stat().st_mtime_ns
   shutil.rmtree(tmp_path / "run/scores")

@@ -73,6 +73,8 @@ def format_table(report: Report) -> str:
     lines += ["", f"THE COMPARISON IS VOID: {report['void']}"]
   if report.get("notes"):
     lines += ["", *(f"note: {note}" for note in report["notes"])]
+  if report.get("left_out"):
+    lines += ["", *report["left_out"]]
   return "\n".join(lines)
 
 
@@ -81,8 +83,8 @@ def write_report_html(report: Report, path: str | os.PathLike[str]) -> None:
 
   Args:
     report: as ``report.json`` holds it: ``title``, ``rows``, and maybe ``comparisons``, ``sets``, ``void``, ``notes``,
-      ``seed``, ``wall_s``, ``peak_memory_bytes``, ``stages``, ``curves``, ``examples``. What is absent or null is left
-      out. Every text may come from a user's files and is escaped.
+      ``left_out``, ``seed``, ``wall_s``, ``peak_memory_bytes``, ``stages``, ``curves``, ``examples``. What is absent or
+      null is left out. Every text may come from a user's files and is escaped.
     path: the file; written whole or not at all.
   """
   title, rows = str(report["title"]), _rows(report)
@@ -96,7 +98,7 @@ def write_report_html(report: Report, path: str | os.PathLike[str]) -> None:
     _two(_exact_match(rows), _comparisons(report.get("comparisons") or [])),
     _two(_recall(report["rows"]), *_curves(report.get("curves") or {})),
     _examples(report.get("examples") or []),
-    _two(_stages(report.get("stages") or {}), _notes(report.get("notes") or [])),
+    _two(_stages(report.get("stages") or {}), _notes([*(report.get("notes") or []), *(report.get("left_out") or [])])),
   ]
   write_atomic(path, page(title, "\n".join(part for part in parts if part)))
 

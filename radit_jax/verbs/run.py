@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import pathlib
 import resource
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ LABELS = {
 }
 #: Pairs whose difference the report states: what each tuning brought, and what the other one added to it.
 COMPARISONS = (("lm_ft", "base"), ("r_ft", "base"), ("ra_dit", "base"), ("ra_dit", "lm_ft"), ("ra_dit", "r_ft"))
+#: Characters of a question that is shown as an example of how to ask.
+_LONGEST_QUESTION = 200
 NO_FIGURES = {
   "exact_match": None,
   "exact_match_ci": None,
@@ -80,9 +83,14 @@ class RunResult:
         "",
         "next: ask the tuned pair a question",
         f"  radit ask --generator {self.generator} --encoder {self.query_encoder} --index {root}/index "
-        f"--passages {root}/passages --question '...'" + self.ask_options,
+        f"--passages {root}/passages --question {shlex.quote(self._question())}" + self.ask_options,
       ]
     )
+
+  def _question(self) -> str:
+    """One of the table that can be pasted, if there is one: a line, and no longer than people ask."""
+    asked = (example["question"] for example in self.report.get("examples", ()))
+    return next((q for q in asked if q.isprintable() and len(q) <= _LONGEST_QUESTION), "...")
 
 
 @one_owner
@@ -173,6 +181,8 @@ def run(
     "sets": {} if mix is None else _by_set(results),
     "void": judge(ordered),
     "notes": notes,
+    # The lines below a reason are places with messages, which may quote an answer.
+    "left_out": [line for line in workdir.left_out if not (config.redact and line.startswith(" "))],
     "seed": config.seed,
     "wall_s": round(sum(stages.seconds.values()), 1),
     "peak_memory_bytes": _peak_memory(root / "report.json"),

@@ -107,6 +107,7 @@ class Workdir:
     root: the directory.
     stages: their seconds.
     num_test: questions of the table, known after :meth:`make`.
+    left_out: what was left out of the data and why, for people, known after :meth:`make`.
   """
 
   def __init__(self, config: RunConfig, progress: Progress, mix: MixConfig | None = None):
@@ -114,6 +115,7 @@ class Workdir:
     self.root = pathlib.Path(config.workdir)
     self.stages = Stages(self.root / "stages.json")
     self.num_test = 0
+    self.left_out: list[str] = []
 
   def make(self) -> None:
     """Makes and checks what the tunings read, and only then takes the directory: a refused call can be corrected.
@@ -145,6 +147,7 @@ class Workdir:
     if self.mix is None:
       prepared = self._call(functools.partial(prepare, prompt=prompt), self._prepare_config())
       self.num_test = prepared.num_questions[TEST]
+      self.left_out = prepared.skipped_lines
       return prepared.num_passages
     mix, c = self.mix, self.config
     if c.tune != "generator" and not (mix.retriever or mix.completions):
@@ -158,6 +161,7 @@ class Workdir:
       )
     mixed = self._call(functools.partial(prepare_mix, mix=mix, prompt=prompt), self._prepare_mix_config())
     self.num_test = mixed.num_questions.get(EVALUATION, {}).get(TEST, 0)
+    self.left_out = mixed.lines
     if not self.num_test:
       names = ", ".join(s.name for s in mix.evaluation)
       raise UserError(
