@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import tempfile
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from radit_jax.errors import UserError
@@ -45,7 +45,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Yields a temporary sibling of ``path`` and renames it to ``path`` if the block succeeds.
 
   An exception removes the temporary directory, so nothing half-written ever stands under the final name. An existing
-  directory is replaced.
+  directory of the same kind is replaced, see :func:`replace_directory`.
 
   In a bucket there is no renaming: the files are written there when the block has succeeded, those without which the
   directory is none at all last.
@@ -101,6 +101,27 @@ def _upload(source: pathlib.Path, target: pathlib.Path) -> None:
       shutil.copyfileobj(read, write, 1 << 24)
 
 
+def check_replaceable(path: str | os.PathLike[str], what: str, names: Collection[str] = (MANIFEST,)) -> None:
+  """Refuses to put a directory where something else is: nothing of that would be left.
+
+  Args:
+    path: of the directory to be; one that is empty may be there.
+    what: it will be.
+    names: one of which every directory has that it may replace.
+
+  Raises:
+    UserError: a file, a directory with something else in it, or the current one, which cannot be replaced.
+  """
+  found = location(path)
+  if in_bucket(path) or not found.exists():
+    return
+  if found.is_dir() and not found.samefile(os.curdir):
+    held = set(os.listdir(found))
+    if not held or held & set(names):
+      return
+  raise UserError(f"{found}: exists and is no {what}; choose another directory, or remove it")
+
+
 def replace_directory(finished: pathlib.Path, final: pathlib.Path, *, durable: bool = False) -> None:
   """Gives a finished directory its final name; one that has it is removed, or keeps it if this fails.
 
@@ -108,7 +129,11 @@ def replace_directory(finished: pathlib.Path, final: pathlib.Path, *, durable: b
     finished: the directory.
     final: its name from now on.
     durable: all of it has reached the disk before it has the name, and the name before the one that had it goes.
+
+  Raises:
+    UserError: what has the name is no such directory: it holds files, and none that is named as one of the new ones.
   """
+  check_replaceable(final, "directory of this kind", os.listdir(finished))
   if durable:
     sync_all(finished)
   if not final.exists():

@@ -302,6 +302,42 @@ def test_an_output_below_a_file_is_named(workplace, capsys, verb):
   assert everything(root) == before
 
 
+#: Verb -> option that names the directory it makes, and its kind.
+DIRECTORIES = {
+  **{"index": ("index", "index"), "retrieve": ("out", "retrieved")},
+  **{"rerank": ("out", "retrieved"), "score": ("out", "scores")},
+}
+
+
+@pytest.mark.parametrize("verb", DIRECTORIES)
+def test_a_directory_or_file_that_is_something_else_is_kept(workplace, capsys, monkeypatch, verb):
+  root, good = workplace
+  option, kind = DIRECTORIES[verb]
+  (root / "file").write_text("mine")
+  (root / "empty").mkdir()
+  good = {verb: changed(good[verb], **new_place(root, verb))}
+  for place in ("retrieved", "file"):  # a directory of stores: one level too high
+    line = refused(capsys, root, verb, changed(good[verb], **{option: root / place}))
+    assert line == (
+      f"radit: error: {root / place}: exists and is no {kind} store; choose another directory, or remove it\n"
+    )
+  monkeypatch.chdir(root / "empty")
+  assert f"exists and is no {kind} store" in refused(capsys, root, verb, changed(good[verb], **{option: "."}))
+  monkeypatch.undo()
+  assert cli.main([verb, *changed(good[verb], **{option: root / "empty"})]) == 0
+  assert (root / "empty/manifest.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["passages", "split"])
+def test_preparing_keeps_what_is_something_else(workplace, capsys, name):
+  root, good = workplace
+  (root / "new" / name).mkdir(parents=True)
+  (root / "new" / name / "letter").write_text("mine")
+  assert f"exists and is no {name} store" in refused(
+    capsys, root, "prepare", changed(good["prepare"], workdir=root / "new")
+  )
+
+
 def test_a_quickstart_of_another_seed_is_refused(workplace, capsys):
   root, good = workplace
   (root / "quickstart").mkdir()

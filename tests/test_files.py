@@ -48,7 +48,7 @@ def test_a_directory_appears_when_it_is_whole(tmp_path):
 @pytest.mark.parametrize("before", [False, True])
 def test_a_durable_directory_has_reached_the_disk_before_it_has_its_name(tmp_path, before, synced):
   if before:
-    (tmp_path / "out/old").mkdir(parents=True)
+    (tmp_path / "out/deep").mkdir(parents=True)
   (tmp_path / "work/deep").mkdir(parents=True)
   (tmp_path / "work/deep/file").write_text("x")
   files.replace_directory(tmp_path / "work", tmp_path / "out", durable=True)
@@ -78,8 +78,29 @@ def test_a_directory_replaces_an_older_one_whole(tmp_path):
   for name in ("first", "second"):
     with files.atomic_directory(tmp_path / "out") as d:
       (d / name).write_text("x")
+      (d / "which").write_text(name)
   assert names(tmp_path) == ["out"]
-  assert names(tmp_path / "out") == ["second"]
+  assert names(tmp_path / "out") == ["second", "which"]
+
+
+def test_what_is_something_else_is_never_replaced(tmp_path, monkeypatch):
+  def replace(name):
+    with files.atomic_directory(name) as d:
+      (d / files.MANIFEST).write_text("{}")
+
+  (tmp_path / "notes").write_text("mine")
+  (tmp_path / "letters").mkdir()
+  (tmp_path / "letters/first").write_text("mine")
+  (tmp_path / "empty").mkdir()
+  monkeypatch.chdir(tmp_path / "empty")
+  for name in (tmp_path / "notes", tmp_path / "letters", "."):
+    with pytest.raises(UserError, match="exists and is no directory of this kind; choose another directory, or remove"):
+      replace(name)
+  monkeypatch.chdir(tmp_path)
+  replace("empty")
+  assert names(tmp_path) == ["empty", "letters", "notes"]
+  assert (tmp_path / "notes").read_text() == (tmp_path / "letters/first").read_text() == "mine"
+  assert names(tmp_path / "empty") == [files.MANIFEST]
 
 
 def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path):

@@ -99,7 +99,8 @@ def prepare(config: PrepareConfig, *, prompt: Prompt | None = None, progress: Pr
   if prompt is not None and config.on_error == "skip":  # else it refuses, and changes nothing of what is made
     inputs["prompt"] = prompt.hash
   wanted = runs.recipe(config, inputs=inputs)
-  if runs.finished(passages, "passages", wanted) and runs.finished(split, "split", wanted):
+  # Both are looked at, as one that is something else is refused before the corpus is read.
+  if all([runs.finished(passages, "passages", wanted), runs.finished(split, "split", wanted)]):
     return _prepared(root)
   with hosts.one_writes() as mine:
     if mine:
