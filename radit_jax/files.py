@@ -240,6 +240,31 @@ def _refuse_constant(name: str) -> Any:
   raise ValueError(f"{name} is not JSON")
 
 
+def written(path: str | os.PathLike[str], what: str, fields: Collection[str], *, lines: bool = False) -> bool:
+  """Whether an earlier call has written a file of JSON; to be asked before anything is computed for it.
+
+  Args:
+    path: the file; one that is empty counts as none.
+    what: it holds.
+    fields: that its object has.
+    lines: it holds an object per line, of which the first is looked at.
+
+  Raises:
+    UserError: something else is there, which would be written over.
+  """
+  found = pathlib.Path(path)
+  if not found.exists() or (found.is_file() and not found.stat().st_size):
+    return False
+  value = None
+  if found.is_file():
+    # What is no JSON, or no text, is something else.
+    with contextlib.suppress(ValueError, RecursionError), open(found, encoding="utf-8") as f:
+      value = json.loads(f.readline() if lines else f.read())
+  if not isinstance(value, dict) or not set(fields) <= value.keys():
+    raise UserError(f"{found}: exists and is no {what}; choose another file")
+  return True
+
+
 def link(source: pathlib.Path, target: pathlib.Path) -> bool:
   """Gives a file a second name, or copies it where the file system has no second names; says whether it is one file."""
   target.parent.mkdir(parents=True, exist_ok=True)

@@ -328,6 +328,41 @@ def test_a_directory_or_file_that_is_something_else_is_kept(workplace, capsys, m
   assert (root / "empty/manifest.json").is_file()
 
 
+#: Verb -> what its file is.
+FILES = {
+  "evaluate": "evaluation",
+  "evaluate-retrieval": "measured retrieval",
+  "mine-negatives": "file of mined negatives",
+}
+
+
+@pytest.mark.parametrize("content", ['{"question": "Where?"}\n', "[]", "Where?\n", "\x80", None])
+@pytest.mark.parametrize("verb", FILES)
+def test_a_file_that_is_something_else_is_kept(workplace, capsys, verb, content):
+  root, good = workplace
+  place = root / "mine"
+  place.mkdir() if content is None else place.write_text(content, encoding="latin-1")
+  line = refused(capsys, root, verb, changed(good[verb], out=place))
+  assert line == f"radit: error: {place}: exists and is no {FILES[verb]}; choose another file\n"
+
+
+@pytest.mark.parametrize("verb", FILES)
+def test_a_file_of_its_own_or_an_empty_one_is_no_hindrance(workplace, verb):
+  root, good = workplace
+  (root / "own.json").touch()
+  for _ in range(2):
+    assert cli.main([verb, *changed(good[verb], out=root / "own.json")]) == 0
+
+
+def test_a_page_that_is_something_else_is_kept(workplace, capsys):
+  root, good = workplace
+  (root / "retrieval.html").write_text("<h1>Letters</h1>")
+  line = refused(capsys, root, "evaluate-retrieval", good["evaluate-retrieval"])
+  assert "retrieval.html: exists and is no page of a measured retrieval" in line
+  line = refused(capsys, root, "evaluate-retrieval", changed(good["evaluate-retrieval"], out=root / "new.html"))
+  assert "new.html: the page gets this name; choose another one for the figures" in line
+
+
 @pytest.mark.parametrize("name", ["passages", "split"])
 def test_preparing_keeps_what_is_something_else(workplace, capsys, name):
   root, good = workplace

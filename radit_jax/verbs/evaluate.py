@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
 
   Raises:
     UserError: k above the passages retrieved; "gold" without a known gold passage; a log-likelihood that is not finite
-      (the question named).
+      (the question named); an ``out`` that holds something else, or cannot be written.
   """
   passages = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
@@ -99,7 +99,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
   wanted = runs.recipe(config, inputs=inputs)
   out = pathlib.Path(config.out)
   hosts.check_shared(out)
-  if out.exists():
+  if files.written(out, "evaluation", ("recipe", "result")):
     stored = files.read_json(out)
     runs.check_same(out, stored["recipe"], wanted)
     return EvaluateResult(**{**stored["result"], "exact_match_ci": tuple(stored["result"]["exact_match_ci"])})

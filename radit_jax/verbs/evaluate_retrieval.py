@@ -17,6 +17,9 @@ from radit_jax.evaluation.ranking import answer_in
 from radit_jax.evaluation.rankings import Ranked, compare, measure, summarize
 from radit_jax.progress import Progress, silent
 
+#: Of every page that is written here.
+_HEADING = "<h1>Retrieval</h1>"
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateRetrievalResult:
@@ -65,9 +68,10 @@ def evaluate_retrieval(config: EvaluateRetrievalConfig, *, progress: Progress = 
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: a run file without judgements, a store without its passages, nothing known of any question, or a baseline
-      of other questions.
+    UserError: a run file without judgements, a store without its passages, nothing known of any question, a baseline of
+      other questions, or an ``out`` that holds something else.
   """
+  _check_out(pathlib.Path(config.out))
   store = None if config.passages is None else PassageStore(config.passages)
   given = None if config.qrels is None else trec.read_qrels(config.qrels)
   after = _read(config.retrieved, store, given)
@@ -88,6 +92,16 @@ def evaluate_retrieval(config: EvaluateRetrievalConfig, *, progress: Progress = 
   files.write_json(config.out, report)
   files.write_atomic(pathlib.Path(config.out).with_suffix(".html"), _page(report))
   return EvaluateRetrievalResult(config.out, report["measures"], report["comparison"])
+
+
+def _check_out(out: pathlib.Path) -> None:
+  """Refuses files that an earlier call has not written, those of the figures and of the page."""
+  files.written(out, "measured retrieval", ("measures", "per_question"))
+  shown = out.with_suffix(".html")
+  if shown == out:
+    raise UserError(f"{out}: the page gets this name; choose another one for the figures")
+  if shown.exists() and not (shown.is_file() and _HEADING.encode() in shown.read_bytes()):
+    raise UserError(f"{shown}: exists and is no page of a measured retrieval; choose another --out")
 
 
 def _read(path: str, store: PassageStore | None, qrels: trec.Qrels | None) -> _Retrieval:
@@ -146,7 +160,7 @@ def _measure(retrieval: _Retrieval, progress: Progress) -> dict[str, dict[str, f
 def _page(report: dict[str, Any]) -> str:
   """Bars of the measures, and of the differences."""
   rows = [(name, m["mean"], tuple(m["ci"]), f"{100 * m['mean']:.1f}") for name, m in report["measures"].items()]
-  body = f"<h1>Retrieval</h1>\n<p>{report['questions']} questions; whiskers are 95 % bootstrap intervals.</p>\n"
+  body = f"{_HEADING}\n<p>{report['questions']} questions; whiskers are 95 % bootstrap intervals.</p>\n"
   body += interval_bars(rows, low=0, high=1)
   if report["comparison"]:
     differences = [

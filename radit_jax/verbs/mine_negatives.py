@@ -61,8 +61,10 @@ def mine_negatives(config: MineNegativesConfig, *, progress: Progress = silent) 
     progress: see :class:`radit_jax.progress.Progress`.
 
   Raises:
-    UserError: another passage store, or no question with a gold passage and a negative.
+    UserError: another passage store, no question with a gold passage and a negative, or an ``out`` that holds something
+      else.
   """
+  files.written(config.out, "file of mined negatives", ("id", "negatives", "passages"), lines=True)
   store = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
   store = version_of(retrieved.manifest["passages"], store, config.retrieved)
