@@ -68,13 +68,14 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     return
   final = pathlib.Path(path)
   final.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-  temporary.chmod(0o755)  # mkdtemp makes 0o700; the user's other tools must be able to read the result
-  try:
-    yield temporary
-    replace_directory(temporary, final)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+  with named(final):
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    temporary.chmod(0o755)  # mkdtemp makes 0o700; the user's other tools must be able to read the result
+    try:
+      yield temporary
+      replace_directory(temporary, final)
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(path: pathlib.Path) -> None:
@@ -170,31 +171,62 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes | memoryview, *
     return
   final = pathlib.Path(path)
   final.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
-  try:
-    with named(final), os.fdopen(handle, "wb") as f:
-      f.write(data.encode() if isinstance(data, str) else data)
+  with named(final):
+    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
+    try:
+      with os.fdopen(handle, "wb") as f:
+        f.write(data.encode() if isinstance(data, str) else data)
+        if durable:
+          f.flush()
+          os.fsync(f.fileno())
+      os.chmod(name, 0o644)
+      os.replace(name, final)
       if durable:
-        f.flush()
-        os.fsync(f.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, final)
-    if durable:
-      sync(final.parent)
-  except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
-    raise
+        sync(final.parent)
+    except BaseException:
+      pathlib.Path(name).unlink(missing_ok=True)
+      raise
 
 
 @contextlib.contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
-  """An error of writing a file that is open says which one, as the full disk does not."""
+  """An error of writing says which file or directory it is about.
+
+  A full disk does not name the file that is open. And of a temporary sibling, or what lies in it, the name is told that
+  it was to have.
+
+  Example:
+    >>> with named("out/run"):
+    ...   open("out/.run.x1/a.txt")
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] No such file or directory: 'out/run/a.txt'
+  """
+  final = pathlib.Path(path)
   try:
     yield
   except OSError as e:
     if e.errno and e.filename is None:
       e.filename = os.fspath(path)
+    elif isinstance(e.filename, (str, os.PathLike)):
+      parts = pathlib.Path(e.filename).parts
+      place = next((i for i, part in enumerate(parts) if final.name and part.startswith(f".{final.name}.")), None)
+      if place is not None:
+        e.filename = os.fspath(final.joinpath(*parts[place + 1 :]))
     raise
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+  """Finds out whether a file or directory can be written, before what it is to hold is computed; makes nothing.
+
+  Raises:
+    OSError: naming it.
+  """
+  final = pathlib.Path(path)
+  near = next(p for p in final.absolute().parents if p.exists())
+  with named(final):
+    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=near)
+    os.close(handle)
+    os.unlink(name)
 
 
 def sync(path: str | os.PathLike[str]) -> None:

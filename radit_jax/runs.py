@@ -127,11 +127,13 @@ def finished(path: str | os.PathLike[str], kind: str, wanted: dict[str, Any]) ->
   Raises:
     UserError: it holds what another recipe made, or is damaged; it is there and no store at all; or one of several
       processes does not see it.
+    OSError: it is not there, and cannot be written.
   """
   hosts.check_shared(path)
   if not (files.location(path) / files.MANIFEST).exists():
     if hosts.is_first():  # the others may still see a file by which all have found that they share the directory
       files.check_replaceable(path, f"{kind} store")
+      files.check_writable(path)
     return False
   manifest = files.read_manifest(path, kind)
   check_same(path, manifest.get("recipe", {}), wanted)

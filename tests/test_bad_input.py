@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from privileges import held_to_modes
 
 from radit_jax import cli
 
@@ -361,6 +362,22 @@ def test_a_page_that_is_something_else_is_kept(workplace, capsys):
   assert "retrieval.html: exists and is no page of a measured retrieval" in line
   line = refused(capsys, root, "evaluate-retrieval", changed(good["evaluate-retrieval"], out=root / "new.html"))
   assert "new.html: the page gets this name; choose another one for the figures" in line
+
+
+@pytest.mark.parametrize(
+  ("verb", "computes"),
+  [
+    *(("evaluate", "load_generator"), ("score", "load_generator"), ("retrieve", "load_encoder")),
+    *(("rerank", "load_encoder"), ("evaluate-retrieval", "_measure"), ("mine-negatives", "choose")),
+  ],
+)
+def test_where_nothing_can_be_written_nothing_is_computed(workplace, capsys, monkeypatch, verb, computes):
+  root, good = workplace
+  monkeypatch.setattr(f"{cli.VERBS[verb][0]}.{computes}", None)
+  (root / "shut").mkdir(mode=0o555)
+  with held_to_modes():
+    line = refused(capsys, root, verb, changed(good[verb], out=root / "shut/deep/out.json"))
+  assert line == f"radit: error: {root / 'shut/deep/out.json'}: Permission denied\n"
 
 
 @pytest.mark.parametrize("name", ["passages", "split"])

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from privileges import held_to_modes
 
 from radit_jax import files
 from radit_jax.errors import Preempted, UserError
@@ -109,6 +110,24 @@ def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path):
   assert (tmp_path / "a" / "f").read_bytes() == b"two"
   assert names(tmp_path / "a") == ["f"]
   assert (tmp_path / "a" / "f").stat().st_mode & 0o777 == 0o644
+
+
+def test_errors_of_temporary_names_tell_the_final_one(tmp_path):
+  (tmp_path / "shut").mkdir(mode=0o555)
+  with held_to_modes():
+    for write in (lambda p: files.write_atomic(p, "x"), lambda p: files.atomic_directory(p).__enter__()):
+      with pytest.raises(PermissionError) as caught:
+        write(tmp_path / "shut/out")
+      assert caught.value.filename == str(tmp_path / "shut/out")
+    for name in ("out", "deep/out"):
+      with pytest.raises(PermissionError) as caught:
+        files.check_writable(tmp_path / "shut" / name)
+      assert caught.value.filename == str(tmp_path / "shut" / name)
+  with pytest.raises(FileNotFoundError) as caught, files.atomic_directory(tmp_path / "out") as d:
+    (d / "deep/file").write_text("x")
+  assert caught.value.filename == str(tmp_path / "out/deep/file")
+  files.check_writable(tmp_path / "deep/out")
+  assert names(tmp_path) == ["shut"]
 
 
 def test_write_atomic_that_fails_keeps_the_old_file(tmp_path, monkeypatch):

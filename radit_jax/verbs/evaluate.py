@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
 
   Raises:
     UserError: k above the passages retrieved; "gold" without a known gold passage; a log-likelihood that is not finite
-      (the question named); an ``out`` that holds something else, or cannot be written.
+      (the question named); an ``out`` that holds something else.
   """
   passages = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
@@ -103,6 +103,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress = silent) -> Evaluate
     stored = files.read_json(out)
     runs.check_same(out, stored["recipe"], wanted)
     return EvaluateResult(**{**stored["result"], "exact_match_ci": tuple(stored["result"]["exact_match_ci"])})
+  files.check_writable(out)
 
   mesh = make_mesh(config.mesh)
   cards.warn_of_difference(config.generator, prompt, config.k if config.mode == "retrieval" else None)

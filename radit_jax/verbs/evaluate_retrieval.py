@@ -95,13 +95,14 @@ def evaluate_retrieval(config: EvaluateRetrievalConfig, *, progress: Progress = 
 
 
 def _check_out(out: pathlib.Path) -> None:
-  """Refuses files that an earlier call has not written, those of the figures and of the page."""
+  """Refuses what an earlier call has not written, of the figures and of the page, and where nothing can be written."""
   files.written(out, "measured retrieval", ("measures", "per_question"))
   shown = out.with_suffix(".html")
   if shown == out:
     raise UserError(f"{out}: the page gets this name; choose another one for the figures")
   if shown.exists() and not (shown.is_file() and _HEADING.encode() in shown.read_bytes()):
     raise UserError(f"{shown}: exists and is no page of a measured retrieval; choose another --out")
+  files.check_writable(out)
 
 
 def _read(path: str, store: PassageStore | None, qrels: trec.Qrels | None) -> _Retrieval:

@@ -65,6 +65,7 @@ def mine_negatives(config: MineNegativesConfig, *, progress: Progress = silent) 
       else.
   """
   files.written(config.out, "file of mined negatives", ("id", "negatives", "passages"), lines=True)
+  files.check_writable(config.out)
   store = PassageStore(config.passages)
   retrieved = RetrievedStore(config.retrieved)
   store = version_of(retrieved.manifest["passages"], store, config.retrieved)
