@@ -232,6 +232,28 @@ def test_a_damaged_store_is_named(workplace, capsys, store, verb):
 
 
 @pytest.mark.parametrize(
+  ("store", "verb"),
+  [*(("passages", v) for v in ("ask", "score", "evaluate")), ("retrieved/train", "score")],
+)
+def test_bytes_that_changed_in_a_store_are_named(workplace, capsys, store, verb):
+  """The sizes are right, so it is seen when a record is read."""
+  root, good = workplace
+  (file,) = (root / store).rglob("*.array_record*")
+  content = bytearray(file.read_bytes())
+  for at in range(2000, len(content), 512):
+    content[at : at + 8] = bytes(b ^ 255 for b in content[at : at + 8])
+  file.write_bytes(content)
+  capsys.readouterr()
+  assert cli.main([verb, *changed(good[verb], **new_place(root, verb))]) == 2
+  said = capsys.readouterr().err
+  assert "Traceback" not in said
+  kind = store.split("/")[0]
+  assert said.splitlines()[-1] == (
+    f"radit: error: {file}: SHA-256 differs from manifest.json; the file is damaged, make the {kind} again"
+  )
+
+
+@pytest.mark.parametrize(
   ("verb", "options", "message"),
   [
     ("prepare", {"split_by": "colour"}, "no metadata field 'colour'"),

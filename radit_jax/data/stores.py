@@ -127,6 +127,7 @@ class Store(Sequence[T], Generic[T]):
 
     Raises:
       IndexError: a row is outside the store.
+      UserError: a damaged file (named).
     """
     wanted = [int(row) for row in rows]
     found = {row: self._cache.get(row) for row in wanted}
@@ -139,7 +140,11 @@ class Store(Sequence[T], Generic[T]):
         from radit_jax.data import builders
 
         self._source = builders.read(getattr(builders, KINDS[self.kind]), self.path)
-      decoded = {row: self._decode(r) for row, r in zip(missing, self._source.__getitems__(missing), strict=True)}
+      try:
+        decoded = {row: self._decode(r) for row, r in zip(missing, self._source.__getitems__(missing), strict=True)}
+      except Exception:  # array_record and TFDS raise what they like, and do not say of which file
+        files.read_manifest(self.path, self.kind, verify="full")
+        raise
       found.update(decoded)
       if len(self._cache) + len(decoded) > CACHE_RECORDS:
         self._cache = {}
