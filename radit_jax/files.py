@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes, SHA-256 manifests, JSON with its errors named."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -305,8 +306,18 @@ def link(source: pathlib.Path, target: pathlib.Path) -> bool:
     os.link(source, target)
     return True
   except OSError:  # another file system, or one without second names
-    shutil.copyfile(source, target)
+    copy(source, target)
     return False
+
+
+def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+  """Copies a file; where the disk is full, it is the copy that the error names, not what is read from elsewhere."""
+  try:
+    shutil.copyfile(source, target)
+  except OSError as e:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+      e.filename, e.filename2 = os.fspath(target), None
+    raise
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -1,5 +1,6 @@
 """Files are whole or absent, and damage is named."""
 
+import errno
 import json
 import os
 import pathlib
@@ -128,6 +129,25 @@ def test_errors_of_temporary_names_tell_the_final_one(tmp_path):
   assert caught.value.filename == str(tmp_path / "out/deep/file")
   files.check_writable(tmp_path / "deep/out")
   assert names(tmp_path) == ["shut"]
+
+
+def test_a_full_disk_is_named_by_what_was_to_be_written(tmp_path, monkeypatch):
+  def full(source, target):
+    raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+  def write():
+    with files.atomic_directory(tmp_path / "out") as d, files.atomic_directory(d / "generator"):
+      raise OSError(errno.ENOSPC, "No space left on device")  # as a file that is open does
+
+  with pytest.raises(OSError, match="No space left") as caught:
+    write()
+  assert caught.value.filename == str(tmp_path / "out/generator")
+  (tmp_path / "source").write_text("x")
+  monkeypatch.setattr(files.shutil, "copyfile", full)
+  monkeypatch.setattr(os, "link", full)
+  with pytest.raises(OSError, match="No space left") as caught:
+    files.link(tmp_path / "source", tmp_path / "target")
+  assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "target"), None)
 
 
 def test_write_atomic_that_fails_keeps_the_old_file(tmp_path, monkeypatch):

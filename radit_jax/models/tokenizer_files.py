@@ -4,11 +4,10 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from typing import TYPE_CHECKING
 
 from radit_jax.errors import UserError
-from radit_jax.files import write_json
+from radit_jax.files import copy, write_json
 from radit_jax.models import sentence_files
 from radit_jax.models.hub import local_directory
 
@@ -65,7 +64,7 @@ def write_tokenizer(directory: pathlib.Path, tokenizer: "PreTrainedTokenizerBase
   found = [root / name for name in _TOKENIZER_FILES if (root / name).is_file()] if root is not None else []
   if found and digest == _tokenizer_digest(tokenizer):
     for file in found:
-      shutil.copyfile(file, directory / file.name)
+      copy(file, directory / file.name)
     return
   tokenizer.save_pretrained(directory)
   # Version 5 of the library writes a class name and fields that version 4, which many servers have, does not know.

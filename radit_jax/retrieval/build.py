@@ -102,20 +102,21 @@ def build_index(
   final = pathlib.Path(path)
   work = final.parent / f".{final.name}.partial"
   try:
-    manifest = _build(
-      embeddings,
-      work,
-      backend,
-      metadata,
-      fields or {},
-      shard_passages,
-      wish,
-      device_dtype,
-      milvus_uri,
-      removed,
-      before,
-      progress,
-    )
+    with files.named(final):
+      manifest = _build(
+        embeddings,
+        work,
+        backend,
+        metadata,
+        fields or {},
+        shard_passages,
+        wish,
+        device_dtype,
+        milvus_uri,
+        removed,
+        before,
+        progress,
+      )
   except (UserError, OSError):
     if not any(work.glob(shard_directory(0)[:-1] + "*")):  # nothing that the next call could go on from
       shutil.rmtree(work, ignore_errors=True)

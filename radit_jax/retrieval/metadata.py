@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -62,7 +61,7 @@ def write_metadata(
   """
   count = 0
   if before is not None:
-    shutil.copyfile(before, path)
+    files.copy(before, path)
   with files.named(path), open(path, "w" if before is None else "a", encoding="utf-8") as lines:
     for row, entry in enumerate(metadata):
       for field, value in entry.items():

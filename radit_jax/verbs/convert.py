@@ -3,12 +3,11 @@
 import dataclasses
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 
 from radit_jax.config import ConvertConfig
 from radit_jax.errors import UserError
-from radit_jax.files import atomic_directory
+from radit_jax.files import atomic_directory, copy
 from radit_jax.models import hub, safetensors_files, torch_files
 from radit_jax.progress import Progress, silent
 
@@ -97,4 +96,4 @@ def _copy_others(source: pathlib.Path, target: pathlib.Path) -> None:
     for name in names:
       if not name.startswith(".") and not name.endswith(LEFT_OUT):
         (target / folder).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / folder / name, target / folder / name)  # of a link, as in the Hub's cache, its file
+        copy(source / folder / name, target / folder / name)  # of a link, as in the Hub's cache, its file
