@@ -552,7 +552,9 @@ def test_a_generator_asked_otherwise_than_tuned_is_told(made, parts, tmp_path, c
   tuned = train_generator(generator_config(made, parts, tmp_path / "tuned")).generator
   stores = {"generator": tuned, "passages": f"{made}/passages"}
   found = {"encoder": parts["encoder"], "index": f"{made}/index"}
-  monkeypatch.setattr(logging.getLogger("radit_jax"), "propagate", True)  # the command line turns it off
+  logger = logging.getLogger("radit_jax")
+  monkeypatch.setattr(logger, "propagate", False)  # absl, once imported, would tell it again
+  monkeypatch.setattr(logger, "handlers", [caplog.handler])
   asked = c.AskConfig(question="Where does person 3 live?", k=5, prompt=PROMPT, **stores, **found)
   ask(asked)
   ask(dataclasses.replace(asked, generator=parts["generator"], k=3))
