@@ -106,7 +106,7 @@ def test_an_option_that_cannot_be_in_a_bucket_says_so(verb, name, capsys):
   assert cli.main([verb, *(["--what", "batch"] if verb == "inspect" else []), *args]) == 2
   error = capsys.readouterr().err
   assert error.count("\n") == 1
-  assert f".{name} = gs://b/x: --{name.replace('_', '-')} cannot be in a bucket; mount it (gcsfuse " in error
+  assert f"error: --{name.replace('_', '-')} gs://b/x: cannot be in a bucket; mount it (gcsfuse " in error
 
 
 def test_without_the_extra_one_line_says_what_to_install():

@@ -76,7 +76,7 @@ def local_paths(config: Any, *others: str) -> None:
     if isinstance(value, str) and value.startswith("gs://") and field.name not in others:
       bucket, _, rest = value.removeprefix("gs://").partition("/")
       raise UserError(
-        f"{type(config).__name__}.{field.name} = {value}: --{field.name.replace('_', '-')} cannot be in a bucket; "
+        f"{type(config).__name__}.{field.name} = {value}: cannot be in a bucket; "
         f"mount it (gcsfuse --implicit-dirs {bucket} ~/bucket, see docs/tpu.md) and give ~/bucket/{rest}, or copy it "
         f"(gcloud storage cp -r {value} .)"
       )
