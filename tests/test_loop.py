@@ -147,6 +147,20 @@ def test_poisoned_step_leaves_the_weights_of_the_step_before(tmp_path):
   np.testing.assert_array_equal(np.asarray(poisoned.model.w), np.zeros(3))
 
 
+def test_a_state_that_a_step_gives_back_in_another_type_is_an_error(monkeypatch, tmp_path):
+  """It would be another program, and another optimizer: a moment in bfloat16, say."""
+  from radit_jax.training import loop
+
+  def narrower(state, frozen, rows, **options):
+    new, figures = train_step(state, frozen, rows, **options)
+    return dataclasses.replace(new, model=jax.tree.map(lambda x: x.astype(jnp.bfloat16), new.model)), figures
+
+  narrower.lower = train_step.lower
+  monkeypatch.setattr(loop, "train_step", narrower)
+  with pytest.raises(RuntimeError, match=r"was float32 .* before a step, and is bfloat16"):
+    run(tmp_path, dev=False)
+
+
 def test_repeated_non_finite_steps_stop_the_run_with_the_ids(tmp_path):
   with pytest.raises(TrainingError, match=r"step 6: .*limit 2.*example-5"):
     run(
