@@ -109,3 +109,11 @@ def test_help_lists_formats_and_limits(capsys):
   for word in ("beir", "dpr", "kilt", "folder", "tfds", "--max-passage-words", "--max-passage-tokens", "--processes"):
     assert word in shown
   assert json.dumps("psgs_w100.tsv")[1:-1] in shown
+
+
+def test_a_file_of_questions_that_lies_in_no_split_is_named(tmp_path):
+  (tmp_path / "questions.jsonl").write_text('{"id": "q", "question": "Who?", "answers": ["Ann"]}\n')
+  with pytest.raises(
+    UserError, match=r"questions.jsonl: lies in no split; `radit prepare` makes one, with train.jsonl"
+  ):
+    read_split(str(tmp_path / "questions.jsonl"))

@@ -339,6 +339,8 @@ def read_split(path: str) -> list[dict[str, Any]]:
   p = pathlib.Path(path)
   if not p.is_file():
     raise UserError(f"{p}: no such file; `radit prepare` makes it")
+  if not (p.parent / files.MANIFEST).exists():
+    raise UserError(f"{p}: lies in no split; `radit prepare` makes one, with {', '.join(f'{n}.jsonl' for n in SPLITS)}")
   if p.name not in files.read_manifest(p.parent, "split", verify="full")["files"]:
     raise UserError(f"{p}: not a file of questions; `radit prepare` wrote {', '.join(f'{n}.jsonl' for n in SPLITS)}")
   # Not splitlines: a question may hold a line separator of Unicode, which JSON does not escape.
